@@ -1,0 +1,1 @@
+"""The contract of trainwire: compiled messages and what they say about themselves."""

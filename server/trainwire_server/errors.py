@@ -1,0 +1,103 @@
+"""What can go wrong, as exceptions that carry all a person needs to act on.
+
+Two families: `JobFailure` ends a job (it becomes the job's `failure`), `RequestError` answers a
+call (`service/status.py` turns it into a gRPC status).
+"""
+
+from __future__ import annotations
+
+from trainwire.contract import Violation
+from trainwire.v1 import training_pb2
+
+
+class JobFailure(Exception):
+    """Ends a job in FAILED.
+
+    Args:
+        reason: the kind of failure.
+        message: what happened and what to do about it.
+        fields: the request fields concerned.
+    """
+
+    def __init__(
+        self,
+        reason: training_pb2.FailureReason.ValueType,
+        message: str,
+        fields: tuple[Violation, ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.fields = fields
+
+    def to_proto(self) -> training_pb2.Failure:
+        """The failure as the job and its `failed` event carry it."""
+        violations = [
+            training_pb2.FieldViolation(field=v.field, description=v.description)
+            for v in self.fields
+        ]
+        return training_pb2.Failure(
+            reason=self.reason, message=self.message, field_violations=violations
+        )
+
+
+class RequestError(Exception):
+    """Answers a call with an error.
+
+    `reason` is the machine-readable UPPER_SNAKE_CASE name that travels in ErrorInfo.
+    """
+
+    reason = "INTERNAL"
+
+    def __init__(self, message: str, violations: tuple[Violation, ...] = ()) -> None:
+        super().__init__(message)
+        self.message = message
+        self.violations = violations
+
+
+class InvalidRequest(RequestError):
+    """The request breaks the contract."""
+
+    reason = "INVALID_REQUEST"
+
+
+class NotFound(RequestError):
+    """The named resource does not exist."""
+
+    reason = "NOT_FOUND"
+
+
+class AlreadyExists(RequestError):
+    """The idempotency key was used with another request."""
+
+    reason = "REQUEST_ID_REUSED"
+
+
+class DatasetUnsuitable(RequestError):
+    """The dataset's profile shows that the request cannot be trained on it."""
+
+    reason = "DATASET_UNSUITABLE"
+
+
+class DeviceUnavailable(RequestError):
+    """The requested device is not on this server."""
+
+    reason = "DEVICE_UNAVAILABLE"
+
+
+class BrokenUpload(RequestError):
+    """The uploaded bytes are not what the header said, or not in the format it named."""
+
+    reason = "BROKEN_UPLOAD"
+
+
+class SequenceOutOfRange(RequestError):
+    """The sequence number is beyond the job's log."""
+
+    reason = "SEQUENCE_OUT_OF_RANGE"
+
+
+class ServerStopping(RequestError):
+    """The server is shutting down; try again."""
+
+    reason = "SERVER_STOPPING"

@@ -1,0 +1,66 @@
+# `make demo` and `make test` do all the set-up a fresh machine needs; plain `make` lists the rest.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check -q
+# Generated code refuses a runtime older than its generator, and the client lives in other people's
+# processes: so the generator is the oldest we support, in an environment of its own.
+PROTO_VENV := .venv-proto
+PROTOC := $(PROTO_VENV)/bin/python -m grpc_tools.protoc
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo serve test check proto format clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(VENV)/.installed ## create .venv with everything development needs
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV): torch is large, this takes a minute or two"
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: install ## train on real market data over the wire and show the result
+	$(BIN)/python examples/demo.py
+
+serve: install ## run a server on 127.0.0.1:50051
+	$(BIN)/trainwire-server --data-dir trainwire-data
+
+test: install ## run the tests
+	$(BIN)/pytest -q
+
+proto: $(PROTO_VENV)/.installed install ## regenerate code and reference pages from the contract
+	rm -f proto/trainwire/v1/*_pb2*.py*
+	PATH="$(CURDIR)/$(PROTO_VENV)/bin:$$PATH" $(PROTOC) -I proto \
+		--python_out=proto --grpc_python_out=proto \
+		--mypy_out=quiet:proto --mypy_grpc_out=quiet:proto proto/trainwire/v1/*.proto
+	rm proto/trainwire/v1/options_pb2_grpc.py*
+	$(BIN)/python -m trainwire.reference docs
+
+$(PROTO_VENV)/.installed: Makefile
+	test -x $(PROTO_VENV)/bin/python || $(PYTHON) -m venv $(PROTO_VENV)
+	$(PROTO_VENV)/bin/pip --disable-pip-version-check -q install \
+		'grpcio-tools==1.67.1' 'mypy-protobuf==3.6.0' 'setuptools<80'
+	touch $@
+
+check: install proto ## lint, types, layers, generated files, buf
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint
+	$(BIN)/buf format --diff --exit-code
+	@test -z "$$(git status --porcelain -- proto docs/contract.md docs/contract.schema.json)" || \
+		{ git --no-pager diff --stat -- proto docs; \
+		echo "generated files differ from what is committed: commit what make proto wrote"; exit 1; }
+
+format: install ## format the code
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/buf format -w
+
+clean: ## remove environments and caches
+	rm -rf $(VENV) $(PROTO_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

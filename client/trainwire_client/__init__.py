@@ -1,0 +1,72 @@
+"""Client of trainwire: submit trainings, watch them, fetch the models."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from trainwire_client.client import TrainingClient
+from trainwire_client.errors import (
+    AbortedError,
+    AlreadyExistsError,
+    BrokenUploadError,
+    CallCancelledError,
+    DataLossError,
+    DatasetUnsuitableError,
+    DeadlineExceededError,
+    DeviceUnavailableError,
+    FailedPreconditionError,
+    InternalError,
+    InvalidRequestError,
+    JobCancelledError,
+    JobFailedError,
+    MissingExtraError,
+    NotFoundError,
+    OutOfRangeError,
+    PermissionDeniedError,
+    ResourceExhaustedError,
+    TrainwireError,
+    UnauthenticatedError,
+    UnavailableError,
+    UnimplementedError,
+    UnreadableDataError,
+)
+
+if TYPE_CHECKING:
+    from trainwire_client.bundle import load_bundle
+
+__all__ = [
+    "AbortedError",
+    "AlreadyExistsError",
+    "BrokenUploadError",
+    "CallCancelledError",
+    "DataLossError",
+    "DatasetUnsuitableError",
+    "DeadlineExceededError",
+    "DeviceUnavailableError",
+    "FailedPreconditionError",
+    "InternalError",
+    "InvalidRequestError",
+    "JobCancelledError",
+    "JobFailedError",
+    "MissingExtraError",
+    "NotFoundError",
+    "OutOfRangeError",
+    "PermissionDeniedError",
+    "ResourceExhaustedError",
+    "TrainingClient",
+    "TrainwireError",
+    "UnauthenticatedError",
+    "UnavailableError",
+    "UnimplementedError",
+    "UnreadableDataError",
+    "load_bundle",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Loads `load_bundle` on first use: predicting needs the `predict` extra, training does not."""
+    if name == "load_bundle":
+        from trainwire_client.bundle import load_bundle
+
+        return load_bundle
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

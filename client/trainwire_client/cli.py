@@ -1,0 +1,452 @@
+"""The `trainwire` command: a thin layer over `TrainingClient`.
+
+Exit status: 0 for success (of the job, where there is one), 1 for a job that did not succeed and
+for errors, 2 for wrong usage and requests that break the contract, 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, NoReturn, Protocol, Self, TypeVar
+
+import typer
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+from rich.console import Console
+
+from trainwire import contract, reference
+from trainwire.v1 import dataset_pb2, training_pb2
+from trainwire_client import report
+from trainwire_client.client import DEFAULT_TARGET, TERMINAL_EVENTS, TrainingClient
+from trainwire_client.errors import InvalidRequestError, TrainwireError, invalid_request
+from trainwire_client.live import LiveView
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="Train time-series classifiers on a trainwire server.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+_M = TypeVar("_M", bound=Message)
+_FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
+
+Target = Annotated[
+    str,
+    typer.Option(
+        "--target", metavar="HOST:PORT", envvar="TRAINWIRE_TARGET", help="The server to talk to."
+    ),
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object a line, with proto field names.")
+]
+Job = Annotated[str, typer.Argument(metavar="JOB", help="jobs/ID, or ID alone.")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="models/ID, or ID alone.")]
+
+
+class ReferenceFormat(StrEnum):
+    """Formats of the reference page."""
+
+    MARKDOWN = "markdown"
+    JSON_SCHEMA = "json-schema"
+
+
+# ------------------------------------------------------------------------ commands
+
+
+@app.command()
+def train(
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Parquet, CSV, Arrow or Feather file to upload."),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Dataset that is on the server already.")
+    ] = None,
+    label: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column that holds the label.")
+    ] = None,
+    threshold: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PRICE_COLUMN,HORIZON,LOWER,UPPER",
+            help="Label by the return over HORIZON rows: SELL below LOWER, BUY above UPPER.",
+        ),
+    ] = None,
+    group: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column that names the series of a row.")
+    ] = None,
+    time: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column that orders the rows.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="DISPLAY_NAME", help="Name of the job for people.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="PATH=VALUE",
+            help="Any field of the request (see trainwire contract), as often as you like: "
+            "--set trainer.epochs=20 --set trainer.scheduler_type=CONSTANT",
+        ),
+    ] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Submit, print the job's name and do not watch.")
+    ] = False,
+    target: Target = DEFAULT_TARGET,
+    as_json: Json = False,
+) -> None:
+    """Submit a training and watch it to its end."""
+    flags = {
+        "dataset": _full_name(dataset),
+        "data.column.name": label,
+        "data.windows.group_column": group,
+        "data.windows.time_column": time,
+        "display_name": name,
+    }
+    given = [(path, value) for path, value in flags.items() if value is not None]
+    given += [*_threshold_fields(threshold), *_settings(settings or [])]
+    with _session(target) as client:
+        request = _request(given, data is not None)
+        if data is not None:
+            request.dataset = _upload(client, data).name
+        job = client.submit(request)
+        if detach:
+            _print(job if as_json else job.name)
+        else:
+            _follow(client, job, 0, as_json)
+
+
+@app.command()
+def watch(
+    job: Job,
+    after: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Number of the last event already seen.")
+    ] = 0,
+    target: Target = DEFAULT_TARGET,
+    as_json: Json = False,
+) -> None:
+    """Watch a job to its end."""
+    with _session(target) as client:
+        _follow(client, client.get(job), after, as_json)
+
+
+@app.command()
+def jobs(target: Target = DEFAULT_TARGET, as_json: Json = False) -> None:
+    """List jobs, most recently updated first."""
+    with _session(target) as client:
+        _print_all(client.list(), report.job_rows, as_json)
+
+
+@app.command()
+def show(job: Job, target: Target = DEFAULT_TARGET, as_json: Json = False) -> None:
+    """Show all about a job: state, times, progress, failure, effective request."""
+    with _session(target) as client:
+        found = client.get(job)
+        _print(found if as_json else "\n".join(report.job_lines(found)))
+
+
+@app.command()
+def cancel(job: Job, target: Target = DEFAULT_TARGET, as_json: Json = False) -> None:
+    """Cancel a job; a finished one stays as it is."""
+    with _session(target) as client:
+        found = client.cancel(job)
+        state = report.short_name(training_pb2.JobState, found.state)
+        _print(found if as_json else f"{found.name} {state}")
+
+
+@app.command()
+def upload(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Parquet, CSV, Arrow or Feather file.")
+    ],
+    target: Target = DEFAULT_TARGET,
+    as_json: Json = False,
+) -> None:
+    """Upload a file as a dataset; data that are on the server already are not sent again."""
+    with _session(target) as client:
+        dataset = _upload(client, file)
+        _print(dataset if as_json else report.dataset_line(dataset))
+
+
+@app.command()
+def models(target: Target = DEFAULT_TARGET, as_json: Json = False) -> None:
+    """List models, newest first."""
+    with _session(target) as client:
+        _print_all(client.models(), report.model_rows, as_json)
+
+
+@app.command()
+def download(
+    model: Model,
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Where to write the files; made if need be.")
+    ],
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files that are there already.")
+    ] = False,
+    target: Target = DEFAULT_TARGET,
+    as_json: Json = False,
+) -> None:
+    """Write the files of a model into a directory."""
+    with _session(target) as client:
+        found = client.model(model)
+        client.download(found, directory, overwrite=overwrite)
+        paths = "\n".join(str(directory / file.name) for file in found.files)
+        _print(found if as_json else paths)
+
+
+@app.command("contract")
+def print_contract(
+    form: Annotated[
+        ReferenceFormat, typer.Option("--format", help="Form of the reference.")
+    ] = ReferenceFormat.MARKDOWN,
+    target: Annotated[
+        str, typer.Option("--target", envvar="TRAINWIRE_TARGET", hidden=True)
+    ] = DEFAULT_TARGET,  # taken like everywhere, not needed: the contract is built in
+    as_json: Annotated[bool, typer.Option("--json", help="The JSON Schema on one line.")] = False,
+) -> None:
+    """Print every field of every request: type, default, range, unit, meaning."""
+    if as_json:
+        _print(json.dumps(reference.json_schema(), ensure_ascii=False))
+    elif form is ReferenceFormat.MARKDOWN:
+        _print(reference.markdown().rstrip("\n"))
+    else:
+        _print(reference.json_text().rstrip("\n"))
+
+
+# ------------------------------------------------------------------------ the request
+
+
+def _full_name(dataset: str | None) -> str | None:
+    return f"datasets/{dataset}" if dataset and "/" not in dataset else dataset
+
+
+def _threshold_fields(text: str | None) -> list[tuple[str, str]]:
+    """The fields that --threshold sets; the column's name may hold commas."""
+    if text is None:
+        return []
+    values = text.rsplit(",", 3)
+    if len(values) != 4:
+        raise typer.BadParameter(
+            f"{text!r} has {len(values)} of 4 parts; allowed: PRICE_COLUMN,HORIZON,LOWER,UPPER",
+            param_hint="--threshold",
+        )
+    names = ("price_column", "horizon", "lower", "upper")
+    return [(f"data.threshold.{name}", value) for name, value in zip(names, values, strict=True)]
+
+
+def _settings(texts: Iterable[str]) -> list[tuple[str, str]]:
+    pairs = []
+    for text in texts:
+        path, equals, value = text.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"{text!r} has no =; allowed: PATH=VALUE", param_hint="--set")
+        pairs.append((path.strip(), value))
+    return pairs
+
+
+def _request(given: list[tuple[str, str]], with_data: bool) -> training_pb2.TrainingRequest:
+    """The request that the options describe, checked before anything is uploaded.
+
+    Raises:
+        InvalidRequestError: everything that is wrong with it.
+    """
+    request = training_pb2.TrainingRequest()
+    wrong = list(_twice(path for path, _ in given))
+    for path, value in given:
+        try:
+            contract.assign(request, path, value)
+        except contract.ContractError as error:
+            wrong += error.violations
+    wrong += _displaced(request, [path for path, _ in given], wrong)
+    if with_data and request.HasField("dataset"):
+        wrong.append(contract.Violation("dataset", "--data and --dataset exclude each other"))
+    named = {violation.field for violation in wrong}
+    named |= {"dataset"} if with_data else set()
+    wrong += [found for found in contract.violations(request) if found.field not in named]
+    if wrong:
+        raise invalid_request(wrong)
+    return request
+
+
+def _twice(paths: Iterable[str]) -> Iterator[contract.Violation]:
+    seen: set[str] = set()
+    for path in paths:
+        if path in seen:
+            yield contract.Violation(path, "given twice")
+        seen.add(path)
+
+
+def _displaced(
+    request: training_pb2.TrainingRequest, paths: list[str], wrong: list[contract.Violation]
+) -> list[contract.Violation]:
+    """Fields that a later choice of another oneof member threw out again."""
+    known = {violation.field for violation in wrong}
+    return [
+        contract.Violation(path, "excluded by another option, which chooses otherwise")
+        for path in paths
+        if path not in known and not _is_there(request, path.split(".")[:-1])
+    ]
+
+
+def _is_there(message: Message, parents: list[str]) -> bool:
+    for name in parents:
+        field = message.DESCRIPTOR.fields_by_name[name]
+        if not field.has_presence:
+            return True  # a map: what follows is a key
+        if not message.HasField(name):
+            return False
+        message = getattr(message, name)
+    return True
+
+
+def _upload(client: TrainingClient, file: Path) -> dataset_pb2.Dataset:
+    """Upload with progress on stderr, where that is a terminal."""
+    if not sys.stderr.isatty():
+        return client.upload(file)
+
+    def tell(sent: int, size: int) -> None:
+        sys.stderr.write(f"\ruploading {sent / 1e6:,.1f} of {size / 1e6:,.1f} MB")
+        sys.stderr.flush()
+
+    try:
+        return client.upload(file, on_progress=tell)
+    finally:
+        sys.stderr.write("\r\x1b[K")
+
+
+# ------------------------------------------------------------------------ watching
+
+
+class _View(Protocol):
+    """Shows events; closes with the watch."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None: ...
+    def show(self, event: training_pb2.TrainingEvent) -> None: ...
+
+
+class _JsonLines:
+    """Every event as a JSON object on a line of its own."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Every line is out."""
+
+    def show(self, event: training_pb2.TrainingEvent) -> None:
+        _print(event)
+
+
+def _view(job: training_pb2.TrainingJob, as_json: bool) -> _View:
+    if as_json:
+        return _JsonLines()
+    console = Console(highlight=False)
+    if sys.stdout.isatty() and not console.is_dumb_terminal and "utf" in console.encoding:
+        return LiveView(console, job)
+    return report.PlainReport(_print)
+
+
+def _follow(
+    client: TrainingClient, job: training_pb2.TrainingJob, after: int, as_json: bool
+) -> None:
+    """Show the events of a job; exits 1 unless it succeeded."""
+    seen = after
+    end = ""
+    try:
+        with _view(job, as_json) as view:
+            for event in client.watch(job, after):
+                view.show(event)
+                seen = max(seen, event.sequence)
+                end = event.WhichOneof("event") or ""
+    except KeyboardInterrupt:
+        _say_how_to_go_on(client.target, job.name, seen)
+        raise typer.Exit(_INTERRUPTED) from None
+    if end not in TERMINAL_EVENTS:
+        # The terminal event was among those already seen.
+        state = client.get(job).state
+        end = report.short_name(training_pb2.JobState, state).lower()
+    if end != "succeeded":
+        raise typer.Exit(_FAILED)
+
+
+def _say_how_to_go_on(target: str, job: str, seen: int) -> None:
+    where = "" if target == DEFAULT_TARGET else f" --target {target}"
+    _complain(
+        f"stopped watching; {job} goes on\n"
+        f"  watch again: trainwire watch {job} --after {seen}{where}\n"
+        f"  cancel:      trainwire cancel {job}{where}"
+    )
+
+
+# ------------------------------------------------------------------------ output
+
+
+@contextmanager
+def _session(target: str) -> Iterator[TrainingClient]:
+    """A client whose errors end the command with one clear block on stderr."""
+    try:
+        with TrainingClient(target) as client:
+            yield client
+    except InvalidRequestError as error:
+        _fail(str(error), _USAGE)
+    except (TrainwireError, OSError) as error:
+        _fail(str(error), _FAILED)
+    except KeyboardInterrupt:
+        _fail("interrupted", _INTERRUPTED)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    _complain(f"trainwire: {message}")
+    raise typer.Exit(status) from None
+
+
+def _complain(text: str) -> None:
+    typer.echo("\n".join(report.printable(line) for line in text.splitlines()), err=True)
+
+
+def _print(item: Message | str) -> None:
+    """One item on stdout, at once; messages as JSON, zeros included."""
+    if isinstance(item, Message):
+        plain = MessageToDict(
+            item, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+        )
+        item = json.dumps(plain, ensure_ascii=False)
+    typer.echo(item)
+
+
+def _print_all(
+    messages: Iterable[_M],
+    rows: Callable[[Iterable[_M]], Iterable[tuple[str, ...]]],
+    as_json: bool,
+) -> None:
+    if as_json:
+        for message in messages:
+            _print(message)
+        return
+    heading, *lines = rows(messages)
+    for line in report.table_lines(heading, lines):
+        _print(line)

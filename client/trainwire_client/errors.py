@@ -1,0 +1,244 @@
+"""Errors of the client: one exception class per gRPC status, in one table.
+
+The details of a status travel as google.rpc.BadRequest (violations) and google.rpc.ErrorInfo
+(reason), see https://google.aip.dev/193.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import cast
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from trainwire import contract
+from trainwire.v1 import training_pb2
+
+__all__ = [
+    "STATUS_CLASSES",
+    "AbortedError",
+    "AlreadyExistsError",
+    "BrokenUploadError",
+    "CallCancelledError",
+    "DataLossError",
+    "DatasetUnsuitableError",
+    "DeadlineExceededError",
+    "DeviceUnavailableError",
+    "FailedPreconditionError",
+    "InternalError",
+    "InvalidRequestError",
+    "JobCancelledError",
+    "JobFailedError",
+    "MissingExtraError",
+    "NotFoundError",
+    "OutOfRangeError",
+    "PermissionDeniedError",
+    "ResourceExhaustedError",
+    "TrainwireError",
+    "UnauthenticatedError",
+    "UnavailableError",
+    "UnimplementedError",
+    "UnreadableDataError",
+    "from_rpc_error",
+]
+
+
+class TrainwireError(Exception):
+    """Base of every error of this package.
+
+    Attributes:
+        message: what happened, for a person.
+        code: the gRPC status code; None if no call was involved.
+        reason: machine-readable name in UPPER_SNAKE_CASE, empty if the server gave none.
+        violations: the fields concerned, each with what is wrong and what is allowed.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        code: grpc.StatusCode | None = None,
+        reason: str = "",
+        violations: Iterable[contract.Violation] = (),
+    ) -> None:
+        self.message = message
+        self.code = code
+        self.reason = reason
+        self.violations = tuple(violations)
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        return "\n".join([self.message, *(f"  {violation}" for violation in self.violations)])
+
+
+class CallCancelledError(TrainwireError):
+    """The call was cancelled (the call, not the job)."""
+
+
+class InvalidRequestError(TrainwireError):
+    """The request breaks the contract; `violations` names every field concerned."""
+
+
+class BrokenUploadError(InvalidRequestError):
+    """The bytes the server received are not those that were announced."""
+
+
+class DeadlineExceededError(TrainwireError):
+    """The server did not answer in time."""
+
+
+class NotFoundError(TrainwireError):
+    """The named resource does not exist."""
+
+
+class AlreadyExistsError(TrainwireError):
+    """The request_id was used before, with other fields."""
+
+
+class PermissionDeniedError(TrainwireError):
+    """The caller may not do this."""
+
+
+class UnauthenticatedError(TrainwireError):
+    """The caller did not say who it is."""
+
+
+class ResourceExhaustedError(TrainwireError):
+    """A quota or a size limit is reached."""
+
+
+class FailedPreconditionError(TrainwireError):
+    """The request is sound, but cannot be carried out as things are."""
+
+
+class DatasetUnsuitableError(FailedPreconditionError):
+    """The dataset does not have what the request asks of it: a column, rows, a type."""
+
+
+class DeviceUnavailableError(FailedPreconditionError):
+    """The server does not have the requested device."""
+
+
+class AbortedError(TrainwireError):
+    """Another call got in the way; try again."""
+
+
+class OutOfRangeError(TrainwireError):
+    """A number is beyond what exists, such as a sequence number after the last event."""
+
+
+class UnimplementedError(TrainwireError):
+    """The server does not know this call: it is older than this client, or another service."""
+
+
+class InternalError(TrainwireError):
+    """A fault of the server; its log has the details."""
+
+
+class UnavailableError(TrainwireError):
+    """The server cannot be reached, or is shutting down."""
+
+
+class DataLossError(TrainwireError):
+    """What arrived is not what was sent: a gap in an event stream, a file of another digest."""
+
+
+class UnreadableDataError(TrainwireError):
+    """The data to upload cannot be read as a table; no call was made."""
+
+
+class MissingExtraError(TrainwireError):
+    """A package that this function needs is not installed; the message says which."""
+
+
+class JobFailedError(TrainwireError):
+    """The job that was waited for ended in FAILED; `reason` is the failure's reason."""
+
+    def __init__(self, job: training_pb2.TrainingJob) -> None:
+        failure = job.failure
+        reason = training_pb2.FailureReason.Name(failure.reason).removeprefix("FAILURE_REASON_")
+        super().__init__(
+            f"{job.name} failed ({reason}): {failure.message}",
+            reason=reason,
+            violations=(
+                contract.Violation(violation.field, violation.description)
+                for violation in failure.field_violations
+            ),
+        )
+        self.job = job
+
+
+class JobCancelledError(TrainwireError):
+    """The job that was waited for was cancelled."""
+
+    def __init__(self, job: training_pb2.TrainingJob) -> None:
+        super().__init__(f"{job.name} was cancelled after {job.progress.epoch} epochs")
+        self.job = job
+
+
+STATUS_CLASSES: dict[tuple[grpc.StatusCode, str], type[TrainwireError]] = {
+    (grpc.StatusCode.CANCELLED, ""): CallCancelledError,
+    (grpc.StatusCode.UNKNOWN, ""): InternalError,
+    (grpc.StatusCode.INVALID_ARGUMENT, ""): InvalidRequestError,
+    (grpc.StatusCode.INVALID_ARGUMENT, "BROKEN_UPLOAD"): BrokenUploadError,
+    (grpc.StatusCode.DEADLINE_EXCEEDED, ""): DeadlineExceededError,
+    (grpc.StatusCode.NOT_FOUND, ""): NotFoundError,
+    (grpc.StatusCode.ALREADY_EXISTS, ""): AlreadyExistsError,
+    (grpc.StatusCode.PERMISSION_DENIED, ""): PermissionDeniedError,
+    (grpc.StatusCode.UNAUTHENTICATED, ""): UnauthenticatedError,
+    (grpc.StatusCode.RESOURCE_EXHAUSTED, ""): ResourceExhaustedError,
+    (grpc.StatusCode.FAILED_PRECONDITION, ""): FailedPreconditionError,
+    (grpc.StatusCode.FAILED_PRECONDITION, "DATASET_UNSUITABLE"): DatasetUnsuitableError,
+    (grpc.StatusCode.FAILED_PRECONDITION, "DEVICE_UNAVAILABLE"): DeviceUnavailableError,
+    (grpc.StatusCode.ABORTED, ""): AbortedError,
+    (grpc.StatusCode.OUT_OF_RANGE, ""): OutOfRangeError,
+    (grpc.StatusCode.UNIMPLEMENTED, ""): UnimplementedError,
+    (grpc.StatusCode.INTERNAL, ""): InternalError,
+    (grpc.StatusCode.UNAVAILABLE, ""): UnavailableError,
+    (grpc.StatusCode.DATA_LOSS, ""): DataLossError,
+}
+"""Status code and ErrorInfo.reason -> exception; a reason without an entry takes the code's."""
+
+
+def from_rpc_error(error: grpc.RpcError, target: str) -> TrainwireError:
+    """The exception for a failed call to `target`, with the status's details decoded."""
+    code, text = error.code(), error.details() or ""
+    reason, violations = _details(error)
+    kind = STATUS_CLASSES.get((code, reason)) or STATUS_CLASSES[code, ""]
+    if code is grpc.StatusCode.UNAVAILABLE:
+        text = f"no answer from the trainwire server at {target}: {text}"
+    return kind(text or code.name, code, reason, violations)
+
+
+def invalid_request(violations: Iterable[contract.Violation]) -> InvalidRequestError:
+    """What the server would answer to a request with these violations."""
+    return InvalidRequestError(
+        "the request breaks the contract",
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "INVALID_REQUEST",
+        violations,
+    )
+
+
+def _details(error: grpc.RpcError) -> tuple[str, list[contract.Violation]]:
+    reason, violations = "", []
+    for detail in _status(error).details:
+        info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+        if detail.Unpack(info):
+            reason = info.reason
+        elif detail.Unpack(bad):
+            violations += [
+                contract.Violation(violation.field, violation.description)
+                for violation in bad.field_violations
+            ]
+    return reason, violations
+
+
+def _status(error: grpc.RpcError) -> status_pb2.Status:
+    """The rich status; an empty one if there is none, or one that contradicts the plain status."""
+    try:
+        # Every RpcError that a call raises is the call itself; the type stubs do not say so.
+        return rpc_status.from_call(cast("grpc.Call", error)) or status_pb2.Status()
+    except ValueError:
+        return status_pb2.Status()

@@ -1,0 +1,111 @@
+"""Convolutions for local shape, a recurrence for order, attention for what matters."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from math import gcd
+
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+
+class HybridCnnLstm(nn.Module):
+    """Residual Conv1d blocks over time, bidirectional LSTM, multi-head self-attention, mean, head.
+
+    Takes float32 [batch, features, time] and returns logits [batch, classes]. Features are the
+    channels of the convolutions, so the cost grows with time and features separately, not with
+    their product as a sequence. Every normalisation works within one sample (GroupNorm, Wu and He
+    2018; LayerNorm, Ba et al. 2016): a sample's logits do not depend on its batch.
+
+    Args:
+        features: values per time step.
+        classes: number of logits.
+        conv_blocks: residual blocks (He et al. 2016), of one convolution each.
+        conv_channels: channels of each convolution.
+        kernel_size: time steps each convolution sees.
+        pool_size: time steps averaged into one before the LSTM.
+        lstm_hidden_size: hidden size of the LSTM, per direction.
+        lstm_layers: stacked LSTM layers.
+        attention_heads: heads of the self-attention.
+        attention_head_size: size of each head's queries, keys and values.
+        dropout: probability, in the convolution blocks and the head.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        classes: int,
+        *,
+        conv_blocks: int,
+        conv_channels: int,
+        kernel_size: int,
+        pool_size: int,
+        lstm_hidden_size: int,
+        lstm_layers: int,
+        attention_heads: int,
+        attention_head_size: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        widths = [features] + [conv_channels] * conv_blocks
+        self.blocks = nn.Sequential(
+            *(
+                ResidualBlock(before, after, kernel_size, dropout)
+                for before, after in pairwise(widths)
+            )
+        )
+        # ceil_mode keeps the last time steps where pool_size does not divide the length.
+        self.pool = nn.AvgPool1d(pool_size, ceil_mode=True)
+        self.lstm = nn.LSTM(
+            conv_channels, lstm_hidden_size, lstm_layers, batch_first=True, bidirectional=True
+        )
+        width = 2 * lstm_hidden_size
+        self.norm = nn.LayerNorm(width)
+        self.attention = SelfAttention(width, attention_heads, attention_head_size)
+        self.head = nn.Sequential(
+            nn.LayerNorm(width), nn.Dropout(dropout), nn.Linear(width, classes)
+        )
+
+    def forward(self, windows: Tensor) -> Tensor:
+        """Logits [batch, classes] of windows [batch, features, time]."""
+        steps = self.pool(self.blocks(windows)).transpose(1, 2)
+        states = self.norm(self.lstm(steps)[0])
+        logits: Tensor = self.head(self.attention(states).mean(dim=1))
+        return logits
+
+
+class ResidualBlock(nn.Module):
+    """Convolution, GroupNorm, GELU and dropout, added to the input; the length stays."""
+
+    def __init__(self, inputs: int, outputs: int, kernel_size: int, dropout: float) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv1d(inputs, outputs, kernel_size, padding="same"),
+            nn.GroupNorm(gcd(8, outputs), outputs),
+            nn.GELU(),
+            nn.Dropout(dropout),
+        )
+        self.skip = nn.Identity() if inputs == outputs else nn.Conv1d(inputs, outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, inputs, time] -> [batch, outputs, time]."""
+        total: Tensor = self.skip(x) + self.body(x)
+        return total
+
+
+class SelfAttention(nn.Module):
+    """Multi-head scaled dot-product self-attention (Vaswani et al. 2017), added to its input."""
+
+    def __init__(self, width: int, heads: int, head_size: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.projection = nn.Linear(width, 3 * heads * head_size)
+        self.output = nn.Linear(heads * head_size, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, time, width] -> the same shape."""
+        parts = self.projection(x).unflatten(2, (3, self.heads, -1))
+        query, key, value = parts.permute(2, 0, 3, 1, 4)  # each [batch, heads, time, head_size]
+        mixed = scaled_dot_product_attention(query, key, value)
+        total: Tensor = x + self.output(mixed.transpose(1, 2).flatten(2))
+        return total

@@ -1,0 +1,29 @@
+"""Entry point of `trainwire-server`.
+
+Training processes import this module again, so it imports nothing heavy at the top.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+
+def main() -> None:
+    """Run the server until it is told to stop."""
+    from trainwire_server.execution import local
+    from trainwire_server.settings import read_settings
+
+    settings = read_settings()
+    # Before grpc is imported: the fork server must never share a process with its threads.
+    local.start_forkserver()
+    from trainwire_server.app import StartError, serve
+
+    try:
+        asyncio.run(serve(settings))
+    except StartError as error:
+        sys.exit(f"trainwire-server: {error}")
+
+
+if __name__ == "__main__":
+    main()

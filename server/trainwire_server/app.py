@@ -1,0 +1,154 @@
+"""Puts the server together and runs it until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sqlite3
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+
+from trainwire.v1 import (
+    dataset_pb2,
+    dataset_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+    system_pb2,
+    system_pb2_grpc,
+    training_pb2,
+    training_pb2_grpc,
+)
+from trainwire_server.data.catalog import Catalog, DataDirectoryInUse
+from trainwire_server.execution.local import LocalExecutor
+from trainwire_server.jobs.manager import Manager
+from trainwire_server.jobs.store import Store
+from trainwire_server.logs import configure_logs
+from trainwire_server.service.dataset import DatasetService
+from trainwire_server.service.devices import Devices
+from trainwire_server.service.model import ModelService
+from trainwire_server.service.system import SystemService
+from trainwire_server.service.training import TrainingService
+from trainwire_server.settings import Settings
+
+_SERVICES = tuple(
+    module.DESCRIPTOR.services_by_name[name].full_name
+    for module, name in (
+        (training_pb2, "TrainingService"),
+        (dataset_pb2, "DatasetService"),
+        (model_pb2, "ModelService"),
+        (system_pb2, "SystemService"),
+    )
+)
+_OPTIONS = (
+    # Without this a second server on the same port would take half of the calls in silence.
+    ("grpc.so_reuseport", 0),
+    # Clients ping every 30 s; a server that allows less often than that would cut them off.
+    ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+)
+
+
+class StartError(Exception):
+    """The server cannot start; the message says why."""
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Raises:
+        StartError: the address, the data directory or the database cannot be used.
+    """
+    configure_logs(settings.log_format, settings.log_level)
+    catalog = _open_catalog(settings)
+    try:
+        store = _open_store(catalog)
+        try:
+            await _serve(settings, catalog, store)
+        finally:
+            await store.close()
+    finally:
+        catalog.close()
+
+
+def _open_catalog(settings: Settings) -> Catalog:
+    try:
+        return Catalog(settings.data_dir)
+    except DataDirectoryInUse as error:
+        raise StartError(str(error)) from error
+    except OSError as error:
+        raise StartError(f"cannot use data directory {settings.data_dir}: {error}") from error
+
+
+def _open_store(catalog: Catalog) -> Store:
+    try:
+        return Store(catalog.database)
+    except sqlite3.Error as error:
+        raise StartError(f"cannot use database {catalog.database}: {error}") from error
+
+
+async def _serve(settings: Settings, catalog: Catalog, store: Store) -> None:
+    stop = _stop_signal()
+    server = grpc.aio.server(options=_OPTIONS)
+    address = _bind(server, settings.listen)
+    executor = LocalExecutor()
+    devices = Devices(executor)
+    manager = Manager(store, catalog, executor, settings.threads, settings.grace)
+    training_pb2_grpc.add_TrainingServiceServicer_to_server(
+        TrainingService(manager, devices), server
+    )
+    dataset_pb2_grpc.add_DatasetServiceServicer_to_server(
+        DatasetService(store, catalog, executor), server
+    )
+    model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(store, catalog), server)
+    system_pb2_grpc.add_SystemServiceServicer_to_server(
+        SystemService(manager, devices, executor.name, settings.threads), server
+    )
+    health = await _add_health(server)
+    reflection.enable_server_reflection(
+        (*_SERVICES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, _REFLECTION),
+        server,
+    )
+    await manager.recover()
+    await server.start()
+    log = structlog.get_logger()
+    log.info("server.ready", address=address, data_dir=str(settings.data_dir))
+    await stop.wait()
+    log.info("server.stopping")
+    await health.enter_graceful_shutdown()
+    # Watches first: they would keep `stop` waiting for the whole grace.
+    await manager.close()
+    await server.stop(settings.grace)
+    log.info("server.stopped")
+
+
+_REFLECTION = reflection.SERVICE_NAME
+
+
+def _stop_signal() -> asyncio.Event:
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop
+
+
+def _bind(server: grpc.aio.Server, listen: str) -> str:
+    """Bind to the address; the address with the port that was taken."""
+    try:
+        port = server.add_insecure_port(listen)
+    except RuntimeError as error:
+        raise StartError(f"cannot listen on {listen}: {error}") from error
+    return f"{listen.rpartition(':')[0]}:{port}"
+
+
+async def _add_health(server: grpc.aio.Server) -> HealthServicer:
+    health = HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    for name in ("", *_SERVICES):
+        await health.set(name, health_pb2.HealthCheckResponse.SERVING)
+    return health

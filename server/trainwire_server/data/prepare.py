@@ -1,0 +1,187 @@
+"""From a stored table and an effective request to scaled features and labelled windows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from trainwire.v1 import training_pb2
+from trainwire_server.data import labels, samples, scaling, splits, windows
+from trainwire_server.data.suitability import feature_columns
+from trainwire_server.data.table import StoredTable
+
+
+@dataclass(frozen=True)
+class Split:
+    """The windows of one split.
+
+    Attributes:
+        starts: int64 [n], first row of each window in `Prepared.features`, ascending.
+        labels: int64 [n], class index of each window.
+        rows: number of rows that at least one of the windows covers.
+    """
+
+    starts: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+    rows: int
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that training needs to know about the data; windows are never materialised.
+
+    Attributes:
+        features: float32 [rows, features], contiguous and scaled; series lie one after the other,
+            each in time order.
+        mean, scale: float64 [features]; a feature was scaled as (x - mean) / scale.
+        purged_windows: windows left out because they meet two splits or an embargo.
+        unlabelled_windows: windows left out because the rows their label looks ahead to do not
+            exist.
+    """
+
+    features: npt.NDArray[np.float32]
+    sequence_length: int
+    feature_columns: list[str]
+    class_names: list[str]
+    mean: npt.NDArray[np.float64]
+    scale: npt.NDArray[np.float64]
+    train: Split
+    validation: Split
+    test: Split
+    purged_windows: int
+    unlabelled_windows: int
+    warnings: list[training_pb2.JobWarning]
+
+
+def prepare(request: training_pb2.TrainingRequest, table: Path) -> Prepared:
+    """Label, split, purge, fit the scaler on training rows, scale.
+
+    Args:
+        request: an effective request (`contract.resolve`).
+        table: the dataset's Arrow file, as `profile.ingest` wrote it.
+
+    Raises:
+        JobFailure: the data cannot be trained on; the message says where and why.
+    """
+    stored = StoredTable(table)
+    series = _arrange(request, stored)
+    blocks = _cut(request, series)
+    length = request.data.windows.sequence_length
+    taken = samples.take_samples(series, _label(request, stored, series), blocks, length)
+    samples.refuse_empty_splits(request, blocks, taken)
+    samples.refuse_single_class(request, taken)
+    return _assemble(request, stored, series, taken)
+
+
+def _arrange(request: training_pb2.TrainingRequest, stored: StoredTable) -> windows.Series:
+    layout = request.data.windows
+    times = stored.instants(layout.time_column) if layout.HasField("time_column") else None
+    if not layout.HasField("group_column"):
+        return windows.arrange(None, [], times, stored.row_count)
+    groups, names = stored.codes(layout.group_column)
+    return windows.arrange(groups, names, times, stored.row_count)
+
+
+def _label(
+    request: training_pb2.TrainingRequest, stored: StoredTable, series: windows.Series
+) -> labels.Labels:
+    if request.data.WhichOneof("target") == "threshold":
+        target = request.data.threshold
+        prices = stored.numbers(target.price_column)
+        return labels.label_by_return(series, prices, target.horizon, target.lower, target.upper)
+    column = request.data.column
+    codes, names = stored.codes(column.name)
+    return labels.label_by_column(series, codes, names, column.horizon)
+
+
+def _cut(request: training_pb2.TrainingRequest, series: windows.Series) -> npt.NDArray[np.int8]:
+    split = request.data.chronological
+    fractions = splits.Fractions(split.train_fraction, split.validation_fraction)
+    return splits.assign_rows(series, fractions, split.embargo_rows)
+
+
+def _assemble(
+    request: training_pb2.TrainingRequest,
+    stored: StoredTable,
+    series: windows.Series,
+    taken: samples.Samples,
+) -> Prepared:
+    length = request.data.windows.sequence_length
+    columns = feature_columns(request, stored.types())
+    features, scalers = _scale(stored, columns, series.order, _fitted_rows(request, series, taken))
+    return Prepared(
+        features=features,
+        sequence_length=length,
+        feature_columns=columns,
+        class_names=taken.class_names,
+        mean=np.array([scaler.mean for scaler in scalers]),
+        scale=np.array([scaler.scale for scaler in scalers]),
+        train=_split(taken, splits.TRAIN, length, series.row_count),
+        validation=_split(taken, splits.VALIDATION, length, series.row_count),
+        test=_split(taken, splits.TEST, length, series.row_count),
+        purged_windows=taken.count(splits.LEFT_OUT),
+        unlabelled_windows=taken.unlabelled,
+        warnings=[
+            *samples.warn_of_unaligned_series(series),
+            *samples.warn_of_unseen_classes(request, taken),
+            *_warn_of_constant_features(columns, scalers),
+        ],
+    )
+
+
+def _split(taken: samples.Samples, which: int, length: int, rows: int) -> Split:
+    chosen = taken.splits == which
+    starts = taken.starts[chosen]
+    covered = windows.covered_rows(starts, length, rows)
+    return Split(starts=starts, labels=taken.classes[chosen], rows=int(covered.sum()))
+
+
+def _fitted_rows(
+    request: training_pb2.TrainingRequest, series: windows.Series, taken: samples.Samples
+) -> npt.NDArray[np.bool_] | None:
+    """The rows that statistics may come from; None when the request asks for none."""
+    if request.data.scaling == training_pb2.SCALING_NONE:
+        return None
+    starts = taken.starts[taken.splits == splits.TRAIN]
+    return windows.covered_rows(starts, request.data.windows.sequence_length, series.row_count)
+
+
+def _scale(
+    stored: StoredTable,
+    columns: list[str],
+    order: npt.NDArray[np.int64],
+    fitted_rows: npt.NDArray[np.bool_] | None,
+) -> tuple[npt.NDArray[np.float32], list[scaling.Scaler]]:
+    """Column by column, so that memory stays near one float32 matrix.
+
+    Without `fitted_rows` the features stay as they are.
+    """
+    features = np.empty((len(order), len(columns)), dtype=np.float32)
+    scalers = []
+    for index, name in enumerate(columns):
+        values = stored.numbers(name)[order]
+        scaler = scaling.UNSCALED
+        if fitted_rows is not None:
+            scaler = scaling.fit(name, values[fitted_rows])
+        features[:, index] = scaling.scale(name, values, scaler)
+        scalers.append(scaler)
+    return features, scalers
+
+
+def _warn_of_constant_features(
+    columns: list[str], scalers: list[scaling.Scaler]
+) -> list[training_pb2.JobWarning]:
+    constant = [name for name, scaler in zip(columns, scalers, strict=True) if scaler.constant]
+    if not constant:
+        return []
+    return [
+        training_pb2.JobWarning(
+            reason=training_pb2.WARNING_REASON_CONSTANT_FEATURE,
+            message=f"{len(constant)} of {len(columns)} features have one value only over the "
+            f"training rows, and are not scaled: {samples.listed(constant)}",
+            field="data.windows.feature_columns",
+        )
+    ]

@@ -1,0 +1,258 @@
+"""Reads an upload once: checks every byte, profiles the columns, writes the table for training."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from trainwire.v1 import dataset_pb2
+from trainwire_server.data.table import column_type
+from trainwire_server.errors import BrokenUpload
+
+_FILE_MAGIC = b"ARROW1"
+_STREAM_MAGIC = b"\xff\xff\xff\xff"
+_MAX_ROWS = 2**32 - 1
+_MAX_CHUNK_ROWS = 2**16
+_MAX_CHUNK_VALUES = 2**23
+_T = TypeVar("_T")
+
+
+def ingest(source: Path, table: Path) -> dataset_pb2.Dataset:
+    """Check an upload, write its table and describe its columns.
+
+    The table is one uncompressed Arrow IPC file that can be memory-mapped. It holds the columns
+    training can use, in plain types: text as large_string, decimals and half floats as floats,
+    dictionaries decoded. It appears under its name only when it is whole and on disk.
+
+    Args:
+        source: the uploaded bytes, Arrow IPC in file or stream format.
+        table: where to write the table; its folder must exist.
+
+    Returns:
+        A Dataset with `row_count` and `columns`; the other fields are the caller's.
+
+    Raises:
+        BrokenUpload: the bytes are not Arrow IPC, are damaged, or hold no usable table.
+    """
+    magic = _read_magic(source)
+    with pa.memory_map(str(source)) as file:
+        schema, batches = _open(file, magic)
+        profile = _Profile(schema)
+        with _replacing(table) as sink, pa.ipc.new_file(sink, profile.stored) as writer:
+            for chunk in _chunked(_pieces(batches, profile), profile.stored):
+                writer.write_table(chunk)
+    return profile.to_proto()
+
+
+# ------------------------------------------------------------------------ reading
+
+
+def _read_magic(source: Path) -> bytes:
+    with source.open("rb") as file:
+        head = file.read(8)
+    for magic in (_FILE_MAGIC, _STREAM_MAGIC):
+        if head.startswith(magic):
+            return magic
+    raise BrokenUpload(
+        f"the upload is not Arrow IPC: its first bytes are {head!r}; allowed: the Arrow IPC file "
+        "format and the Arrow IPC stream format"
+    )
+
+
+def _open(file: pa.NativeFile, magic: bytes) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    if magic == _STREAM_MAGIC:
+        stream = _guard(lambda: pa.ipc.open_stream(file))
+        return _check_schema(stream.schema), _read_stream(stream)
+    reader = _guard(lambda: pa.ipc.open_file(file))
+    return _check_schema(reader.schema), _read_file(reader)
+
+
+def _read_stream(reader: Any) -> Iterator[pa.RecordBatch]:
+    while (batch := _guard(lambda: _read_next(reader))) is not None:
+        yield batch
+
+
+def _read_next(reader: Any) -> pa.RecordBatch | None:
+    try:
+        return _validated(reader.read_next_batch())
+    except StopIteration:
+        return None
+
+
+def _read_file(reader: Any) -> Iterator[pa.RecordBatch]:
+    for i in range(_guard(lambda: int(reader.num_record_batches))):
+        yield _guard(lambda i=i: _validated(reader.get_batch(i)))  # type: ignore[misc]
+
+
+def _validated(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Checks offsets, indices and UTF-8 too: Arrow trusts them later and would crash on them."""
+    batch.validate(full=True)
+    return batch
+
+
+def _guard(read: Callable[[], _T]) -> _T:
+    """Whatever Arrow says about the bytes is about the upload."""
+    try:
+        return read()
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise BrokenUpload(f"the upload is damaged or truncated: {reason}") from error
+
+
+def _check_schema(schema: pa.Schema) -> pa.Schema:
+    names = _guard(lambda: list(schema.names))
+    if not names:
+        raise BrokenUpload("the upload has no columns")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        shown = ", ".join(repr(name) for name in twice[:10])
+        raise BrokenUpload(f"column names must differ from each other; there twice: {shown}")
+    return schema
+
+
+# ------------------------------------------------------------------------ profiling
+
+
+class _Profile:
+    """Counts rows, missing and non-finite values while the batches pass by."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self.schema = schema
+        self.stored = pa.schema(
+            [
+                pa.field(field.name, _stored_type(field.type))
+                for field in schema
+                if column_type(field.type) != dataset_pb2.COLUMN_TYPE_OTHER
+            ]
+        )
+        self.rows = 0
+        self.nulls: Counter[str] = Counter()
+        self.non_finite: Counter[str] = Counter()
+
+    def count_rows(self, batch: pa.RecordBatch) -> None:
+        self.rows += batch.num_rows
+        if self.rows > _MAX_ROWS:
+            raise BrokenUpload(f"the upload has more than {_MAX_ROWS} rows, the most allowed")
+
+    def count(self, name: str, values: pa.Array) -> None:
+        self.nulls[name] += values.null_count
+        if pa.types.is_floating(values.type):
+            finite = pc.sum(pc.is_finite(values)).as_py() or 0
+            self.non_finite[name] += len(values) - values.null_count - finite
+
+    def to_proto(self) -> dataset_pb2.Dataset:
+        columns = [
+            dataset_pb2.DatasetColumn(
+                name=field.name,
+                type=column_type(field.type),
+                arrow_type=str(field.type),
+                null_count=self.nulls[field.name],
+                non_finite_count=self.non_finite[field.name],
+            )
+            for field in self.schema
+        ]
+        return dataset_pb2.Dataset(row_count=self.rows, columns=columns)
+
+
+def _pieces(batches: Iterator[pa.RecordBatch], profile: _Profile) -> Iterator[pa.RecordBatch]:
+    """The batches in stored types and in pieces: decoding a dictionary can multiply its size."""
+    for batch in batches:
+        profile.count_rows(batch)
+        for name in set(batch.schema.names) - set(profile.stored.names):
+            profile.nulls[name] += batch.column(name).null_count
+        if len(profile.stored):
+            step = _chunk_rows(profile.stored)
+            for start in range(0, batch.num_rows, step):
+                yield _convert(batch.slice(start, step), profile)
+
+
+def _convert(batch: pa.RecordBatch, profile: _Profile) -> pa.RecordBatch:
+    arrays = []
+    for field in profile.stored:
+        values = _plain(batch.column(field.name), field.type)
+        profile.count(field.name, values)
+        arrays.append(values)
+    return pa.RecordBatch.from_arrays(arrays, schema=profile.stored)
+
+
+def _plain(values: pa.Array, stored_type: pa.DataType) -> pa.Array:
+    if pa.types.is_dictionary(values.type):
+        return _cast(values.dictionary, stored_type).take(values.indices)
+    return _cast(values, stored_type)
+
+
+def _cast(values: pa.Array, stored_type: pa.DataType) -> pa.Array:
+    if values.type == stored_type:
+        return values
+    # Validation leaves the bytes below a missing value alone, as it should; Arrow's cast (seen in
+    # 26.0) follows the pointers of such a view and crashes, Python objects do not.
+    if str(values.type) == "string_view" and values.null_count:
+        return _guard(lambda: pa.array(values.to_pylist(), stored_type))
+    return _guard(lambda: values.cast(stored_type))
+
+
+def _stored_type(arrow_type: pa.DataType) -> pa.DataType:
+    """One type per kind of text, and floats for decimals, so that readers meet few types."""
+    if pa.types.is_dictionary(arrow_type):
+        return _stored_type(arrow_type.value_type)
+    if column_type(arrow_type) == dataset_pb2.COLUMN_TYPE_STRING:
+        return pa.large_string()
+    if pa.types.is_float16(arrow_type):
+        return pa.float32()
+    return pa.float64() if pa.types.is_decimal(arrow_type) else arrow_type
+
+
+# ------------------------------------------------------------------------ writing
+
+
+def _chunk_rows(schema: pa.Schema) -> int:
+    """Rows per chunk of the table: bounds the memory of wide tables."""
+    return min(_MAX_CHUNK_ROWS, max(1, _MAX_CHUNK_VALUES // len(schema)))
+
+
+def _chunked(batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:
+    """Joins small batches: a table of a million chunks would be slow to read."""
+    held: list[pa.RecordBatch] = []
+    rows = 0
+    for batch in batches:
+        held.append(batch)
+        rows += batch.num_rows
+        if rows >= _chunk_rows(schema):
+            yield pa.Table.from_batches(held).combine_chunks()
+            held, rows = [], 0
+    if held:
+        yield pa.Table.from_batches(held).combine_chunks()
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file that takes the place of `path` when all of it is on disk, or leaves no trace."""
+    with tempfile.NamedTemporaryFile(
+        dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False
+    ) as file:
+        try:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            Path(file.name).replace(path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the new name itself survive a power loss."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,109 @@
+"""The stored table: what its Arrow types mean to training, and its columns as NumPy arrays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from trainwire.v1 import dataset_pb2, training_pb2
+from trainwire_server.errors import JobFailure
+
+_KINDS = (
+    (pa.types.is_integer, dataset_pb2.COLUMN_TYPE_INTEGER),
+    (pa.types.is_floating, dataset_pb2.COLUMN_TYPE_FLOAT),
+    (pa.types.is_decimal, dataset_pb2.COLUMN_TYPE_FLOAT),
+    (pa.types.is_boolean, dataset_pb2.COLUMN_TYPE_BOOLEAN),
+    (pa.types.is_string, dataset_pb2.COLUMN_TYPE_STRING),
+    (pa.types.is_large_string, dataset_pb2.COLUMN_TYPE_STRING),
+    (pa.types.is_timestamp, dataset_pb2.COLUMN_TYPE_TIMESTAMP),
+    (pa.types.is_date, dataset_pb2.COLUMN_TYPE_TIMESTAMP),
+)
+
+
+def column_type(arrow_type: pa.DataType) -> dataset_pb2.ColumnType.ValueType:
+    """What a column of this Arrow type holds; a dictionary-encoded one holds what it encodes."""
+    if pa.types.is_dictionary(arrow_type):
+        return column_type(arrow_type.value_type)
+    # By name, because pyarrow has `is_string_view` from version 16 on only.
+    if str(arrow_type) == "string_view":
+        return dataset_pb2.COLUMN_TYPE_STRING
+    kinds = (kind for matches, kind in _KINDS if matches(arrow_type))
+    return next(kinds, dataset_pb2.COLUMN_TYPE_OTHER)
+
+
+class StoredTable:
+    """A table as `profile.ingest` wrote it, memory-mapped; columns are read when asked for.
+
+    Raises:
+        JobFailure: DATA_LOST when the file, or a column asked for, is missing or damaged;
+            INVALID_DATA when a column asked for has missing values.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            with pa.memory_map(str(path)) as file:
+                self._table = pa.ipc.open_file(file).read_all()
+        except (OSError, pa.ArrowException) as error:
+            raise _lost(f"the stored table cannot be read ({error})") from error
+
+    @property
+    def row_count(self) -> int:
+        """Number of rows."""
+        return int(self._table.num_rows)
+
+    def types(self) -> dict[str, dataset_pb2.ColumnType.ValueType]:
+        """What each column holds, in file order."""
+        return {field.name: column_type(field.type) for field in self._table.schema}
+
+    def numbers(self, name: str) -> npt.NDArray[np.float64]:
+        """A numeric or boolean column as float64 [rows]; false is 0 and true is 1."""
+        values = self._column(name).cast(pa.float64(), safe=False).to_numpy()
+        return np.asarray(values, dtype=np.float64)
+
+    def instants(self, name: str) -> npt.NDArray[Any]:
+        """A time column as it is, [rows]: datetime64, integers or floats."""
+        return np.asarray(self._column(name).to_numpy())
+
+    def codes(self, name: str) -> tuple[npt.NDArray[np.int64], list[str]]:
+        """A column's distinct values, sorted, as names, and the index of each row's value.
+
+        Integers sort as numbers, text by code point, false before true.
+
+        Returns:
+            int64 [rows], and the names.
+        """
+        column = self._column(name)
+        values = sorted(column.unique().to_pylist())
+        found = pc.index_in(column, value_set=pa.array(values, column.type))
+        return np.asarray(found.to_numpy(), dtype=np.int64), [_name(value) for value in values]
+
+    def _column(self, name: str) -> pa.ChunkedArray:
+        if name not in self._table.column_names:
+            raise _lost(f"the stored table has no column {name!r}")
+        column = self._table[name]
+        try:
+            column.validate(full=True)
+        except pa.ArrowException as error:
+            raise _lost(f"column {name!r} of the stored table is damaged ({error})") from error
+        if column.null_count:
+            raise JobFailure(
+                training_pb2.FAILURE_REASON_INVALID_DATA,
+                f"column {name!r} has {column.null_count} missing values; fill or drop them",
+            )
+        return column
+
+
+def _lost(what: str) -> JobFailure:
+    return JobFailure(
+        training_pb2.FAILURE_REASON_DATA_LOST, f"{what}; upload the dataset once more"
+    )
+
+
+def _name(value: object) -> str:
+    """Booleans as the contract writes them."""
+    return str(value).lower() if isinstance(value, bool) else str(value)

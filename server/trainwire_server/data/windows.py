@@ -1,0 +1,136 @@
+"""Series and windows: which rows follow each other, and where windows may begin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trainwire.contract import Violation
+from trainwire.v1 import training_pb2
+from trainwire_server.errors import JobFailure
+
+
+@dataclass(frozen=True)
+class Series:
+    """Rows in the order of training: one series after the other, each in time order.
+
+    Attributes:
+        order: int64 [rows], the row of the table that stands at each place.
+        bounds: int64 [series + 1], first row of each series, and the number of rows.
+        names: name of each series; empty for a table that is one series.
+        instants: int64 [rows], rank of each row's time among all times (equal times have equal
+            ranks), or None without a time column.
+    """
+
+    order: npt.NDArray[np.int64]
+    bounds: npt.NDArray[np.int64]
+    names: list[str]
+    instants: npt.NDArray[np.int64] | None
+
+    @property
+    def row_count(self) -> int:
+        """Number of rows."""
+        return len(self.order)
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """int64 [series], rows of each series."""
+        return np.diff(self.bounds)
+
+    @property
+    def ends(self) -> npt.NDArray[np.int64]:
+        """int64 [rows], the row after the last one of each row's series."""
+        return np.repeat(self.bounds[1:], self.lengths)
+
+    def describe(self, index: int) -> str:
+        """A series as an error message names it."""
+        return f"series {self.names[index]!r}" if self.names else "the table"
+
+
+def arrange(
+    groups: npt.NDArray[np.int64] | None,
+    names: list[str],
+    times: npt.NDArray[Any] | None,
+    rows: int,
+) -> Series:
+    """Sort rows by series, then by time; rows without a time keep the table's order.
+
+    Args:
+        groups: int64 [rows], index of each row's series in `names`; None for one series.
+        names: names of the series.
+        times: [rows], anything NumPy can sort; None without a time column.
+        rows: number of rows.
+
+    Raises:
+        JobFailure: INVALID_DATA when a series has two rows of the same time.
+    """
+    codes = np.zeros(rows, dtype=np.int64) if groups is None else groups
+    counts = np.bincount(codes, minlength=max(1, len(names)))
+    bounds = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
+    if times is None:
+        return Series(np.argsort(codes, kind="stable"), bounds, names, None)
+    ranks = np.unique(times, return_inverse=True)[1].astype(np.int64)
+    order = np.lexsort((ranks, codes))
+    series = Series(order, bounds, names, ranks[order])
+    _refuse_equal_times(series, ranks[order], times)
+    return series
+
+
+def _refuse_equal_times(
+    series: Series, instants: npt.NDArray[np.int64], times: npt.NDArray[Any]
+) -> None:
+    equal = np.diff(instants) == 0
+    equal[series.bounds[1:-1] - 1] = False
+    places = np.flatnonzero(equal)
+    if not len(places):
+        return
+    first = int(places[0])
+    index = int(np.searchsorted(series.bounds, first, side="right")) - 1
+    raise JobFailure(
+        training_pb2.FAILURE_REASON_INVALID_DATA,
+        f"{series.describe(index)} has more than one row of time {times[series.order[first]]} "
+        f"({len(places)} such rows in all); allowed: one row per time and series "
+        "(several series in one table need data.windows.group_column)",
+        (Violation("data.windows.time_column", "times must differ within a series"),),
+    )
+
+
+def window_starts(series: Series, sequence_length: int) -> npt.NDArray[np.int64]:
+    """First rows of all windows, ascending; a window never crosses the end of its series.
+
+    Returns:
+        int64 [windows].
+
+    Raises:
+        JobFailure: GROUP_TOO_SHORT when a series has fewer rows than a window.
+    """
+    _refuse_short_series(series, sequence_length)
+    rows = np.arange(series.row_count, dtype=np.int64)
+    return np.flatnonzero(rows + sequence_length <= series.ends)
+
+
+def _refuse_short_series(series: Series, sequence_length: int) -> None:
+    lengths = series.lengths
+    short = np.flatnonzero(lengths < sequence_length)
+    if not len(short):
+        return
+    shown = ", ".join(f"{series.describe(i)} has {lengths[i]} rows" for i in short[:5])
+    more = f" (and {len(short) - 5} more series)" if len(short) > 5 else ""
+    raise JobFailure(
+        training_pb2.FAILURE_REASON_GROUP_TOO_SHORT,
+        f"{shown}{more}, but a window takes {sequence_length}; drop series with fewer rows, or "
+        f"set data.windows.sequence_length to at most {lengths.min()}",
+        (Violation("data.windows.sequence_length", f"allowed: at most {lengths.min()}"),),
+    )
+
+
+def covered_rows(
+    starts: npt.NDArray[np.int64], sequence_length: int, rows: int
+) -> npt.NDArray[np.bool_]:
+    """Which rows at least one of the windows covers, bool [rows]."""
+    edges = np.bincount(starts, minlength=rows + 1)
+    edges -= np.bincount(starts + sequence_length, minlength=rows + 1)
+    return np.cumsum(edges)[:rows] > 0

@@ -1,0 +1,72 @@
+"""The seam between jobs and the processes that do the work."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from google.protobuf.message import Message
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a model; sends events, and before `succeeded` the Model.
+
+    Attributes:
+        request: the effective TrainingRequest, serialized.
+        table: the dataset's Arrow file.
+        folder: folder of the job; the bundle is left in its `bundle`.
+        threads: threads to compute with.
+    """
+
+    request: bytes
+    table: Path
+    folder: Path
+    threads: int
+
+
+@dataclass(frozen=True)
+class Ingest:
+    """Parse uploaded bytes into one contiguous Arrow file; sends a Dataset or a Failure."""
+
+    source: Path
+    table: Path
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Look at the devices; sends a SystemInfo."""
+
+
+Task = Train | Ingest | Probe
+
+
+class Execution(Protocol):
+    """A task that runs in a process of its own."""
+
+    @property
+    def pid(self) -> int:
+        """Process id of the child."""
+
+    def messages(self) -> AsyncIterator[Message]:
+        """What the child sends, until it closes its end."""
+
+    def cancel(self) -> None:
+        """Ask the child to stop at the next batch."""
+
+    def kill(self) -> None:
+        """End the child at once."""
+
+    async def wait(self) -> int:
+        """Wait until the child is gone; its exit status, or minus the signal that ended it."""
+
+
+class Executor(Protocol):
+    """Starts tasks."""
+
+    name: str
+
+    async def start(self, task: Task) -> Execution:
+        """Start a task in a child process."""

@@ -1,0 +1,39 @@
+"""Messages from a child process to the server: a length, a kind, a serialized protobuf message."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from typing import cast
+
+from google.protobuf import wrappers_pb2
+from google.protobuf.message import Message
+
+from trainwire.v1 import dataset_pb2, model_pb2, system_pb2, training_pb2
+
+_HEADER = struct.Struct("!IB")
+_KINDS: tuple[type[Message], ...] = (
+    training_pb2.TrainingEvent,
+    training_pb2.Failure,
+    model_pb2.Model,
+    dataset_pb2.Dataset,
+    system_pb2.SystemInfo,
+    # Text for the server's log: what happened in the child, traceback included.
+    wrappers_pb2.StringValue,
+)
+
+
+def send(connection: socket.socket, message: Message) -> None:
+    """Send one message, waiting until the server has room for it."""
+    body = message.SerializeToString()
+    connection.sendall(_HEADER.pack(len(body), _KINDS.index(type(message))) + body)
+
+
+async def receive(reader: asyncio.StreamReader) -> Message | None:
+    """The next message, or None when the child has closed its end or died in mid-message."""
+    try:
+        length, kind = _HEADER.unpack(await reader.readexactly(_HEADER.size))
+        return cast("Message", _KINDS[kind].FromString(await reader.readexactly(length)))
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return None

@@ -1,0 +1,18 @@
+"""What the fork server imports once, so that a training process starts in milliseconds.
+
+Imports only: a tensor operation or a CUDA call here would start threads or a context that a forked
+child cannot use.
+"""
+
+from __future__ import annotations
+
+import pyarrow
+import torch
+
+# torch.use_deterministic_algorithms imports this, which takes more than a second.
+import torch._inductor
+
+from trainwire_server.data import prepare, profile
+from trainwire_server.training import bundle, fit
+
+__all__ = ["bundle", "fit", "prepare", "profile", "pyarrow", "torch"]

@@ -1,0 +1,1 @@
+"""Jobs: states, storage and life cycle."""

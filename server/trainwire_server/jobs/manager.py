@@ -1,0 +1,451 @@
+"""The life of jobs: submit, run, watch, cancel, recover."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+
+import structlog
+from google.protobuf import json_format, wrappers_pb2
+from google.protobuf.message import Message
+
+from trainwire import contract
+from trainwire.v1 import dataset_pb2, model_pb2, training_pb2
+from trainwire_server.data import suitability
+from trainwire_server.data.catalog import Catalog
+from trainwire_server.errors import (
+    AlreadyExists,
+    DatasetUnsuitable,
+    DeviceUnavailable,
+    NotFound,
+    SequenceOutOfRange,
+    ServerStopping,
+)
+from trainwire_server.execution.executor import Execution, Executor, Train
+from trainwire_server.jobs import job as jobs
+from trainwire_server.jobs.feed import Feed
+from trainwire_server.jobs.store import Store
+
+_BATCH = 256
+"""Events read from the log at once by a watcher: what bounds its memory."""
+
+
+@dataclass
+class _Active:
+    """A job that has not ended."""
+
+    job: training_pb2.TrainingJob
+    feed: Feed = field(default_factory=Feed)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    execution: Execution | None = None
+
+
+@dataclass
+class _Outcome:
+    """What a training process said before it ended."""
+
+    last: training_pb2.TrainingEvent | None = None
+    model: model_pb2.Model | None = None
+
+
+class Manager:
+    """Runs the jobs of one server, in the order they came, `slots` at a time."""
+
+    def __init__(
+        self,
+        store: Store,
+        catalog: Catalog,
+        executor: Executor,
+        threads: int,
+        grace: float,
+        slots: int = 1,
+    ) -> None:
+        self._store = store
+        self._catalog = catalog
+        self._executor = executor
+        self._threads = threads
+        self._grace = grace
+        self._slots = slots
+        self._active: dict[str, _Active] = {}
+        self._queue: deque[str] = deque()
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._submitting = asyncio.Lock()
+        self._stopping = False
+        self._log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+    @property
+    def queued_jobs(self) -> int:
+        """Number of jobs waiting."""
+        return len(self._queue)
+
+    @property
+    def running_jobs(self) -> int:
+        """Number of jobs training."""
+        return len(self._running)
+
+    # -------------------------------------------------------------------- start and stop
+
+    async def recover(self) -> None:
+        """Take up the queue of the server before this one; what was training then has failed."""
+        for job in await self._store.jobs_in_state(training_pb2.JOB_STATE_CANCELLING):
+            await self._end(self._activate(job), jobs.cancelled(job))
+        for job in await self._store.jobs_in_state(training_pb2.JOB_STATE_RUNNING):
+            event = jobs.failed(
+                training_pb2.FAILURE_REASON_INTERRUPTED,
+                "the server was stopped while the job was training; submit it again",
+            )
+            await self._end(self._activate(job), event)
+        for job in await self._store.jobs_in_state(training_pb2.JOB_STATE_QUEUED):
+            self._activate(job)
+            self._queue.append(job.name)
+        self._pump()
+
+    async def close(self) -> None:
+        """End watches and training processes. What was training is found by the next `recover`."""
+        self._stopping = True
+        for active in self._active.values():
+            active.feed.end()
+        running = list(self._running.values())
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+    # -------------------------------------------------------------------- submit
+
+    async def submit(
+        self, request: training_pb2.TrainingRequest, has_gpu: Callable[[], Awaitable[bool]]
+    ) -> training_pb2.TrainingJob:
+        """Queue a job for a request that keeps the contract; the same request_id, the same job.
+
+        Raises:
+            AlreadyExists: the request_id came before with another request.
+            NotFound: no such dataset.
+            DatasetUnsuitable: the dataset's profile shows that training is impossible.
+            DeviceUnavailable: a GPU was asked for and there is none.
+        """
+        if self._stopping:
+            raise ServerStopping("the server is stopping; try again")
+        # One at a time, so that two calls with one request_id cannot both find it new.
+        async with self._submitting:
+            before = await self._submitted_before(request)
+            if before is not None:
+                return before
+            dataset = await self._dataset(request.dataset)
+            _check_suitability(request, dataset)
+            if request.resources.device == training_pb2.DEVICE_CUDA and not await has_gpu():
+                raise DeviceUnavailable(
+                    "this server has no CUDA device",
+                    (contract.Violation("resources.device", "allowed: DEVICE_AUTO, DEVICE_CPU"),),
+                )
+            return await self._create(request, dataset)
+
+    async def _submitted_before(
+        self, request: training_pb2.TrainingRequest
+    ) -> training_pb2.TrainingJob | None:
+        if not request.HasField("request_id"):
+            return None
+        found = await self._store.job_by_request_id(request.request_id)
+        if found is None:
+            return None
+        earlier, job = found
+        differing = contract.differences(earlier, request)
+        if differing:
+            raise AlreadyExists(
+                f"request_id {request.request_id} was used for {job.name} with another request; "
+                f"different: {', '.join(differing)}",
+                tuple(contract.Violation(path, "differs") for path in differing),
+            )
+        return await self.get(job.name)
+
+    async def _dataset(self, name: str) -> dataset_pb2.Dataset:
+        dataset = await self._store.dataset(name)
+        if dataset is None:
+            raise NotFound(
+                f"{name} does not exist; upload it first",
+                (contract.Violation("dataset", "no such dataset"),),
+            )
+        return dataset
+
+    async def _create(
+        self, request: training_pb2.TrainingRequest, dataset: dataset_pb2.Dataset
+    ) -> training_pb2.TrainingJob:
+        time = jobs.now()
+        job, events = jobs.new_job(request, dataset, time), []
+        for event in jobs.first_events(request, len(self._queue) + 1):
+            job, stamped = jobs.apply(job, event, time)
+            events.append(stamped)
+        await self._store.create_job(job, request, events)
+        self._activate(job)
+        self._queue.append(job.name)
+        self._log.info("job.queued", job=job.name, set_fields=list(job.set_fields))
+        self._pump()
+        return self._current(job)
+
+    # -------------------------------------------------------------------- read
+
+    async def get(self, name: str) -> training_pb2.TrainingJob:
+        """The job of this name.
+
+        Raises:
+            NotFound: there is none.
+        """
+        active = self._active.get(name)
+        job = active.job if active else await self._store.job(name)
+        if job is None:
+            raise NotFound(f"{name} does not exist")
+        return self._current(job)
+
+    async def list(
+        self, before: int | None, limit: int
+    ) -> tuple[list[training_pb2.TrainingJob], int | None]:
+        """A page of jobs, most recently updated first, and where the next page begins."""
+        page, following = await self._store.jobs(before, limit)
+        return [self._current(job) for job in page], following
+
+    def _current(self, job: training_pb2.TrainingJob) -> training_pb2.TrainingJob:
+        """The job with its place in the queue, which is not stored."""
+        current = training_pb2.TrainingJob()
+        current.CopyFrom(job)
+        waiting = job.name in self._queue
+        current.queue_position = self._queue.index(job.name) + 1 if waiting else 0
+        return current
+
+    async def watch(self, name: str, after: int) -> AsyncIterator[training_pb2.TrainingEvent]:
+        """The job's events after a sequence number, as they come, to the terminal one.
+
+        Progress is passed on when there is nothing else to say.
+
+        Raises:
+            NotFound: no such job.
+            SequenceOutOfRange: the log is not that long.
+            ServerStopping: the job goes on, this server does not.
+        """
+        job = await self.get(name)
+        if after > job.last_sequence:
+            raise SequenceOutOfRange(
+                f"{name} has {job.last_sequence} events",
+                (contract.Violation("after_sequence", f"allowed: [0, {job.last_sequence}]"),),
+            )
+        # Taken before the log is read: what is stored after that read moves its version on.
+        feed = active.feed if (active := self._active.get(name)) else None
+        while True:
+            version = feed.version if feed else 0
+            for event in await self._store.events(name, after, _BATCH):
+                yield event
+                after = event.sequence
+                if jobs.is_terminal(event):
+                    return
+            if feed is None:
+                return
+            if feed.version == version and self._stopping:
+                raise ServerStopping(f"the server is stopping; watch {name} again later")
+            await feed.wait(version)
+            if feed.progress is not None:
+                yield feed.progress
+
+    # -------------------------------------------------------------------- cancel
+
+    async def cancel(self, name: str) -> training_pb2.TrainingJob:
+        """Cancel a job; one that has ended is returned as it is.
+
+        Raises:
+            NotFound: no such job.
+        """
+        active = self._active.get(name)
+        if active is None:
+            return await self.get(name)
+        async with active.lock:
+            if active.job.state == training_pb2.JOB_STATE_QUEUED:
+                self._queue.remove(name)
+                await self._record(active, jobs.cancelled(active.job))
+            elif active.job.state == training_pb2.JOB_STATE_RUNNING:
+                await self._begin_cancel(active)
+        return await self.get(name)
+
+    async def _begin_cancel(self, active: _Active) -> None:
+        cancelling = training_pb2.JOB_STATE_CANCELLING
+        active.job = jobs.with_state(active.job, cancelling, jobs.now())
+        await self._store.save(active.job)
+        if active.execution is not None:
+            self._stop(active.execution)
+
+    def _stop(self, execution: Execution) -> None:
+        """Ask a training process to stop, and end it when it does not."""
+        execution.cancel()
+        loop = asyncio.get_running_loop()
+        loop.call_later(self._grace, execution.kill)
+
+    # -------------------------------------------------------------------- run
+
+    def _activate(self, job: training_pb2.TrainingJob) -> _Active:
+        return self._active.setdefault(job.name, _Active(job))
+
+    def _pump(self) -> None:
+        """Start waiting jobs while there are free slots."""
+        while self._queue and len(self._running) < self._slots and not self._stopping:
+            name = self._queue.popleft()
+            self._running[name] = asyncio.create_task(self._run(self._active[name]))
+
+    async def _run(self, active: _Active) -> None:
+        name = active.job.name
+        log = self._log.bind(job=name)
+        try:
+            await self._run_process(active, log)
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            log.exception("job.error")
+            reason = training_pb2.FAILURE_REASON_INTERNAL
+            await self._end(active, jobs.failed(reason, "the server's log has the details"))
+        finally:
+            del self._running[name]
+            self._pump()
+
+    async def _run_process(self, active: _Active, log: structlog.stdlib.BoundLogger) -> None:
+        async with active.lock:
+            active.job = jobs.begin(active.job, jobs.now())
+            await self._store.save(active.job)
+        log.info("job.started", **_parameters(active.job))
+        execution = await self._executor.start(self._task(active.job))
+        try:
+            await self._attach(active, execution)
+            outcome = await self._listen(active, execution, log)
+            status = await execution.wait()
+        finally:
+            execution.kill()
+        await self._conclude(active, outcome, status)
+
+    def _task(self, job: training_pb2.TrainingJob) -> Train:
+        return Train(
+            request=job.request.SerializeToString(),
+            table=self._catalog.table(job.request.dataset),
+            folder=self._catalog.job_folder(job.name),
+            threads=self._threads,
+        )
+
+    async def _attach(self, active: _Active, execution: Execution) -> None:
+        async with active.lock:
+            active.execution = execution
+            if active.job.state == training_pb2.JOB_STATE_CANCELLING:
+                self._stop(execution)
+
+    async def _listen(
+        self, active: _Active, execution: Execution, log: structlog.stdlib.BoundLogger
+    ) -> _Outcome:
+        """Record what the process sends. Its last event waits until the process is gone."""
+        outcome = _Outcome()
+        async for message in execution.messages():
+            if isinstance(message, training_pb2.TrainingEvent) and not jobs.is_terminal(message):
+                async with active.lock:
+                    await self._record(active, message)
+                _log_event(log, message)
+            else:
+                _note(outcome, message, log)
+        return outcome
+
+    async def _record(
+        self,
+        active: _Active,
+        event: training_pb2.TrainingEvent,
+        model: model_pb2.Model | None = None,
+    ) -> None:
+        """Store an event, then tell the watchers; progress is only told."""
+        if event.HasField("progress"):
+            active.feed.publish(jobs.stamp_progress(active.job, event, jobs.now()))
+            return
+        job, stamped = jobs.apply(active.job, event, jobs.now())
+        await self._store.save(job, stamped, model)
+        active.job = job
+        if jobs.is_terminal(stamped):
+            del self._active[job.name]
+            self._log.info("job.ended", job=job.name, **_ending(job))
+        active.feed.publish()
+
+    async def _end(
+        self,
+        active: _Active,
+        event: training_pb2.TrainingEvent,
+        model: model_pb2.Model | None = None,
+    ) -> None:
+        async with active.lock:
+            await self._record(active, event, model)
+
+    async def _conclude(self, active: _Active, outcome: _Outcome, status: int) -> None:
+        """Record the terminal event, now that the process is gone and its memory free."""
+        last, model = outcome.last, outcome.model
+        if last is not None and last.HasField("succeeded") and model is not None:
+            await self._end(active, last, await self._keep_model(active.job, last, model))
+        elif last is not None:
+            await self._end(active, last)
+        elif active.job.state == training_pb2.JOB_STATE_CANCELLING:
+            await self._end(active, jobs.cancelled(active.job))
+        else:
+            await self._end(active, _lost(status))
+
+    async def _keep_model(
+        self,
+        job: training_pb2.TrainingJob,
+        event: training_pb2.TrainingEvent,
+        model: model_pb2.Model,
+    ) -> model_pb2.Model:
+        """Move the bundle to its place and complete its description; names it in the event."""
+        model.name = f"models/{job.name.partition('/')[2]}"
+        model.job = job.name
+        model.dataset_digest = job.dataset_digest
+        model.create_time.CopyFrom(jobs.now())
+        event.succeeded.model = model.name
+        await asyncio.to_thread(self._catalog.keep_bundle, job.name, model.name)
+        return model
+
+
+def _check_suitability(request: training_pb2.TrainingRequest, dataset: dataset_pb2.Dataset) -> None:
+    found = suitability.check(contract.resolve(request), dataset)
+    if found:
+        listing = "; ".join(str(violation) for violation in found)
+        raise DatasetUnsuitable(f"{dataset.name} cannot be trained on: {listing}", tuple(found))
+
+
+def _lost(status: int) -> training_pb2.TrainingEvent:
+    how = f"was killed by signal {-status}" if status < 0 else f"ended with exit status {status}"
+    hint = " (the system does that when memory runs out)" if status == -9 else ""
+    return jobs.failed(training_pb2.FAILURE_REASON_WORKER_LOST, f"the training process {how}{hint}")
+
+
+def _note(outcome: _Outcome, message: Message, log: structlog.stdlib.BoundLogger) -> None:
+    if isinstance(message, training_pb2.TrainingEvent):
+        outcome.last = message
+    elif isinstance(message, model_pb2.Model):
+        outcome.model = message
+    elif isinstance(message, wrappers_pb2.StringValue):
+        log.error("job.worker_error", details=message.value)
+
+
+def _parameters(job: training_pb2.TrainingJob) -> dict[str, object]:
+    """The effective parameters, for one line of log."""
+    plain = json_format.MessageToDict(job.request, preserving_proto_field_name=True)
+    return {"set_fields": list(job.set_fields), "request": plain}
+
+
+def _ending(job: training_pb2.TrainingJob) -> dict[str, object]:
+    ending: dict[str, object] = {"state": training_pb2.JobState.Name(job.state)}
+    if job.HasField("failure"):
+        ending["reason"] = training_pb2.FailureReason.Name(job.failure.reason)
+        ending["message"] = job.failure.message
+    return ending
+
+
+def _log_event(log: structlog.stdlib.BoundLogger, event: training_pb2.TrainingEvent) -> None:
+    if event.HasField("epoch"):
+        epoch = event.epoch
+        log.info(
+            "job.epoch",
+            epoch=epoch.epoch,
+            train_loss=round(epoch.train.loss, 6),
+            validation_loss=round(epoch.validation.loss, 6),
+            macro_f1=round(epoch.validation.macro_f1, 4),
+            seconds=round(epoch.seconds, 3),
+        )
+    elif event.HasField("warning"):
+        log.warning("job.warning", message=event.warning.message)

@@ -1,0 +1,258 @@
+"""Jobs, their numbered events, datasets and models, in SQLite.
+
+One connection does all the work, in one thread of its own, so that the event loop never waits for
+the disk and writes never meet. A write is on the disk before it returns (synchronous=FULL).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from google.protobuf.message import Message
+
+from trainwire.v1 import dataset_pb2, model_pb2, training_pb2
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+_M = TypeVar("_M", bound=Message)
+
+_BLOCKS = re.split(r"^-- name: (\w+)\n", Path(__file__).with_suffix(".sql").read_text(), flags=re.M)
+_SQL = dict(zip(_BLOCKS[1::2], _BLOCKS[2::2], strict=True))
+_FIRST_PAGE = 2**62
+_SCHEMA_VERSION = 1
+
+
+class Store:
+    """The database of one server."""
+
+    def __init__(self, path: Path) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self._connection = self._thread.submit(_connect, path).result()
+
+    async def close(self) -> None:
+        """Finish what was begun and close the database."""
+        await self._call(sqlite3.Connection.close)
+        self._thread.shutdown()
+
+    async def _call(
+        self,
+        function: Callable[Concatenate[sqlite3.Connection, _P], _T],
+        *args: _P.args,
+        **kwargs: _P.kwargs,
+    ) -> _T:
+        loop = asyncio.get_running_loop()
+        work = loop.run_in_executor(
+            self._thread, lambda: function(self._connection, *args, **kwargs)
+        )
+        # A caller that is cancelled must not leave before what it asked for is done.
+        return await asyncio.shield(work)
+
+    # -------------------------------------------------------------------- jobs
+
+    async def create_job(
+        self,
+        job: training_pb2.TrainingJob,
+        request: training_pb2.TrainingRequest,
+        events: Sequence[training_pb2.TrainingEvent],
+    ) -> None:
+        """Store a new job with the first events of its log."""
+        await self._call(_create_job, job, request, events)
+
+    async def save(
+        self,
+        job: training_pb2.TrainingJob,
+        event: training_pb2.TrainingEvent | None = None,
+        model: model_pb2.Model | None = None,
+    ) -> None:
+        """Store a changed job, with the event that changed it and the model it made."""
+        await self._call(_save, job, event, model)
+
+    async def job(self, name: str) -> training_pb2.TrainingJob | None:
+        """The job of this name, or None."""
+        return await self._call(_select, "select_job", name, training_pb2.TrainingJob)
+
+    async def job_by_request_id(
+        self, request_id: str
+    ) -> tuple[training_pb2.TrainingRequest, training_pb2.TrainingJob] | None:
+        """The request that came with this idempotency key, and its job."""
+        return await self._call(_job_by_request_id, request_id)
+
+    async def jobs(
+        self, before: int | None, limit: int
+    ) -> tuple[list[training_pb2.TrainingJob], int | None]:
+        """A page of jobs, most recently updated first, and where the next page begins."""
+        return await self._call(_page, "list_jobs", training_pb2.TrainingJob, before, limit)
+
+    async def jobs_in_state(
+        self, state: training_pb2.JobState.ValueType
+    ) -> list[training_pb2.TrainingJob]:
+        """All jobs in a state, in the order they were submitted."""
+        return await self._call(_jobs_in_state, state)
+
+    async def events(self, name: str, after: int, limit: int) -> list[training_pb2.TrainingEvent]:
+        """Up to `limit` events of a job with a sequence number above `after`, in order."""
+        return await self._call(_events, name, after, limit)
+
+    # -------------------------------------------------------------------- datasets and models
+
+    async def add_dataset(self, dataset: dataset_pb2.Dataset) -> None:
+        """Store a dataset's description; one that is there already stays as it is."""
+        await self._call(_insert, "insert_dataset", dataset)
+
+    async def dataset(self, name: str) -> dataset_pb2.Dataset | None:
+        """The dataset of this name, or None."""
+        return await self._call(_select, "select_dataset", name, dataset_pb2.Dataset)
+
+    async def datasets(
+        self, before: int | None, limit: int
+    ) -> tuple[list[dataset_pb2.Dataset], int | None]:
+        """A page of datasets, newest first, and where the next page begins."""
+        return await self._call(_page, "list_datasets", dataset_pb2.Dataset, before, limit)
+
+    async def model(self, name: str) -> model_pb2.Model | None:
+        """The model of this name, or None."""
+        return await self._call(_select, "select_model", name, model_pb2.Model)
+
+    async def models(
+        self, before: int | None, limit: int
+    ) -> tuple[list[model_pb2.Model], int | None]:
+        """A page of models, newest first, and where the next page begins."""
+        return await self._call(_page, "list_models", model_pb2.Model, before, limit)
+
+
+# ------------------------------------------------------------------------ in the store's thread
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version not in (0, _SCHEMA_VERSION):
+        connection.close()
+        raise sqlite3.DatabaseError(f"{path} was written by another version of trainwire")
+    connection.executescript(_SQL["schema"])
+    connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+    return connection
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
+
+
+def _id(name: str) -> str:
+    """The last part of a resource name."""
+    return name.rpartition("/")[2]
+
+
+def _create_job(
+    connection: sqlite3.Connection,
+    job: training_pb2.TrainingJob,
+    request: training_pb2.TrainingRequest,
+    events: Sequence[training_pb2.TrainingEvent],
+) -> None:
+    row = {
+        **_job_row(job),
+        "request_id": request.request_id or None,
+        "request": request.SerializeToString(),
+    }
+    with _transaction(connection):
+        connection.execute(_SQL["insert_job"], row)
+        connection.executemany(_SQL["insert_event"], [_event_row(event) for event in events])
+
+
+def _save(
+    connection: sqlite3.Connection,
+    job: training_pb2.TrainingJob,
+    event: training_pb2.TrainingEvent | None,
+    model: model_pb2.Model | None,
+) -> None:
+    with _transaction(connection):
+        connection.execute(_SQL["update_job"], _job_row(job))
+        if event is not None:
+            connection.execute(_SQL["insert_event"], _event_row(event))
+        if model is not None:
+            connection.execute(_SQL["insert_model"], _row(model))
+
+
+def _job_row(job: training_pb2.TrainingJob) -> dict[str, Any]:
+    return {"id": _id(job.name), "state": job.state, "body": job.SerializeToString()}
+
+
+def _event_row(event: training_pb2.TrainingEvent) -> dict[str, Any]:
+    return {
+        "job": _id(event.job),
+        "sequence": event.sequence,
+        "epoch": event.epoch.epoch if event.HasField("epoch") else None,
+        "body": event.SerializeToString(),
+    }
+
+
+def _row(resource: dataset_pb2.Dataset | model_pb2.Model) -> dict[str, Any]:
+    return {"id": _id(resource.name), "body": resource.SerializeToString()}
+
+
+def _insert(
+    connection: sqlite3.Connection, block: str, resource: dataset_pb2.Dataset | model_pb2.Model
+) -> None:
+    with _transaction(connection):
+        connection.execute(_SQL[block], _row(resource))
+
+
+def _select(connection: sqlite3.Connection, block: str, name: str, kind: type[_M]) -> _M | None:
+    row = connection.execute(_SQL[block], {"id": _id(name)}).fetchone()
+    return None if row is None else kind.FromString(row[0])
+
+
+def _page(
+    connection: sqlite3.Connection, block: str, kind: type[_M], before: int | None, limit: int
+) -> tuple[list[_M], int | None]:
+    bounds = {"before": _FIRST_PAGE if before is None else before, "limit": limit + 1}
+    rows = connection.execute(_SQL[block], bounds).fetchall()
+    page = rows[:limit]
+    return [kind.FromString(body) for _, body in page], page[-1][0] if len(rows) > limit else None
+
+
+def _job_by_request_id(
+    connection: sqlite3.Connection, request_id: str
+) -> tuple[training_pb2.TrainingRequest, training_pb2.TrainingJob] | None:
+    found = connection.execute(
+        _SQL["select_job_by_request_id"], {"request_id": request_id}
+    ).fetchone()
+    if found is None:
+        return None
+    request, body = found
+    return (
+        training_pb2.TrainingRequest.FromString(request),
+        training_pb2.TrainingJob.FromString(body),
+    )
+
+
+def _jobs_in_state(
+    connection: sqlite3.Connection, state: training_pb2.JobState.ValueType
+) -> list[training_pb2.TrainingJob]:
+    rows = connection.execute(_SQL["list_jobs_in_state"], {"state": state})
+    return [training_pb2.TrainingJob.FromString(body) for (body,) in rows]
+
+
+def _events(
+    connection: sqlite3.Connection, name: str, after: int, limit: int
+) -> list[training_pb2.TrainingEvent]:
+    bounds = {"job": _id(name), "after": after, "limit": limit}
+    rows = connection.execute(_SQL["list_events"], bounds)
+    return [training_pb2.TrainingEvent.FromString(body) for (body,) in rows]

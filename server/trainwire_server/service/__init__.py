@@ -1,0 +1,1 @@
+"""gRPC services: one file each, one short method per RPC."""

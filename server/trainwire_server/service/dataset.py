@@ -1,0 +1,124 @@
+"""DatasetService."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import structlog
+
+from trainwire import contract
+from trainwire.v1 import dataset_pb2, dataset_pb2_grpc, training_pb2
+from trainwire_server.data.catalog import Catalog, Upload
+from trainwire_server.errors import BrokenUpload, NotFound, RequestError
+from trainwire_server.execution.executor import Executor, Ingest
+from trainwire_server.jobs import job as jobs
+from trainwire_server.jobs.store import Store
+from trainwire_server.service.pages import page_bounds, page_token
+from trainwire_server.service.status import check, rpc
+
+
+class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
+    """Takes datasets in and describes them."""
+
+    def __init__(self, store: Store, catalog: Catalog, executor: Executor) -> None:
+        self._store = store
+        self._catalog = catalog
+        self._executor = executor
+
+    @rpc
+    async def UploadDataset(  # noqa: N802
+        self, requests: AsyncIterator[dataset_pb2.UploadDatasetRequest], context: Any
+    ) -> dataset_pb2.Dataset:
+        header = await _read_header(requests)
+        name = f"datasets/sha256-{header.sha256}"
+        stored = await self._store.dataset(name)
+        return stored or await self._take(name, header, requests)
+
+    async def _take(
+        self,
+        name: str,
+        header: dataset_pb2.DatasetHeader,
+        requests: AsyncIterator[dataset_pb2.UploadDatasetRequest],
+    ) -> dataset_pb2.Dataset:
+        begin = self._catalog.begin_upload
+        upload = await asyncio.to_thread(begin, header.size_bytes, header.sha256)
+        try:
+            await _spool(requests, upload)
+            dataset = await self._ingest(upload)
+            _complete(dataset, name, header)
+            await asyncio.to_thread(self._catalog.keep_upload, upload, name)
+        finally:
+            await asyncio.to_thread(upload.discard)
+        await self._store.add_dataset(dataset)
+        structlog.get_logger().info("dataset.stored", dataset=name, rows=dataset.row_count)
+        return await self._store.dataset(name) or dataset
+
+    async def _ingest(self, upload: Upload) -> dataset_pb2.Dataset:
+        """Have a child process parse the bytes: whatever they do to it, the server goes on."""
+        execution = await self._executor.start(Ingest(upload.source, upload.table))
+        answer: Any = None
+        async for message in execution.messages():
+            if isinstance(message, dataset_pb2.Dataset | training_pb2.Failure):
+                answer = message
+            else:
+                structlog.get_logger().error("dataset.worker_error", details=str(message))
+        status = await execution.wait()
+        if isinstance(answer, dataset_pb2.Dataset):
+            return answer
+        raise _ingest_error(answer, status)
+
+    @rpc
+    async def GetDataset(  # noqa: N802
+        self, request: dataset_pb2.GetDatasetRequest, context: Any
+    ) -> dataset_pb2.Dataset:
+        dataset = await self._store.dataset(request.name)
+        if dataset is None:
+            raise NotFound(f"{request.name} does not exist")
+        return dataset
+
+    @rpc
+    async def ListDatasets(  # noqa: N802
+        self, request: dataset_pb2.ListDatasetsRequest, context: Any
+    ) -> dataset_pb2.ListDatasetsResponse:
+        page, following = await self._store.datasets(*page_bounds(contract.resolve(request)))
+        return dataset_pb2.ListDatasetsResponse(
+            datasets=page, next_page_token=page_token(following)
+        )
+
+
+async def _read_header(
+    requests: AsyncIterator[dataset_pb2.UploadDatasetRequest],
+) -> dataset_pb2.DatasetHeader:
+    async for request in requests:
+        check(request)
+        if not request.HasField("header"):
+            raise BrokenUpload("the first message must be the header")
+        return request.header
+    raise BrokenUpload("the upload has no header")
+
+
+async def _spool(requests: AsyncIterator[dataset_pb2.UploadDatasetRequest], upload: Upload) -> None:
+    async for request in requests:
+        check(request)
+        if not request.HasField("chunk"):
+            raise BrokenUpload("after the header only chunks may come")
+        await asyncio.to_thread(upload.write, request.chunk.data)
+    await asyncio.to_thread(upload.finish)
+
+
+def _complete(dataset: dataset_pb2.Dataset, name: str, header: dataset_pb2.DatasetHeader) -> None:
+    dataset.name = name
+    dataset.format = header.format
+    dataset.size_bytes = header.size_bytes
+    dataset.sha256 = header.sha256
+    dataset.create_time.CopyFrom(jobs.now())
+
+
+def _ingest_error(answer: training_pb2.Failure | None, status: int) -> RequestError:
+    if answer is None:
+        return BrokenUpload(f"the process that parsed the upload died (exit status {status})")
+    if answer.reason == training_pb2.FAILURE_REASON_INVALID_DATA:
+        return BrokenUpload(answer.message)
+    return RequestError(answer.message)

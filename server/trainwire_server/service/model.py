@@ -1,0 +1,61 @@
+"""ModelService."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from trainwire import contract
+from trainwire.v1 import model_pb2, model_pb2_grpc
+from trainwire_server.data.catalog import Catalog
+from trainwire_server.errors import NotFound
+from trainwire_server.jobs.store import Store
+from trainwire_server.service.pages import page_bounds, page_token
+from trainwire_server.service.status import rpc
+
+_CHUNK_BYTES = 1 << 20
+
+
+class ModelService(model_pb2_grpc.ModelServiceServicer):
+    """Describes models and hands out their files."""
+
+    def __init__(self, store: Store, catalog: Catalog) -> None:
+        self._store = store
+        self._catalog = catalog
+
+    @rpc
+    async def GetModel(  # noqa: N802
+        self, request: model_pb2.GetModelRequest, context: Any
+    ) -> model_pb2.Model:
+        return await self._model(request.name)
+
+    @rpc
+    async def ListModels(  # noqa: N802
+        self, request: model_pb2.ListModelsRequest, context: Any
+    ) -> model_pb2.ListModelsResponse:
+        page, following = await self._store.models(*page_bounds(contract.resolve(request)))
+        return model_pb2.ListModelsResponse(models=page, next_page_token=page_token(following))
+
+    @rpc
+    async def DownloadModel(  # noqa: N802
+        self, request: model_pb2.DownloadModelRequest, context: Any
+    ) -> None:
+        model = await self._model(request.name)
+        folder = self._catalog.model_folder(model.name)
+        for file in model.files:
+            await context.write(model_pb2.DownloadModelResponse(file=file))
+            await _send_file(folder / file.name, context)
+
+    async def _model(self, name: str) -> model_pb2.Model:
+        model = await self._store.model(name)
+        if model is None:
+            raise NotFound(f"{name} does not exist")
+        return model
+
+
+async def _send_file(path: Path, context: Any) -> None:
+    with await asyncio.to_thread(path.open, "rb") as file:
+        while data := await asyncio.to_thread(file.read, _CHUNK_BYTES):
+            chunk = model_pb2.ModelChunk(data=data)
+            await context.write(model_pb2.DownloadModelResponse(chunk=chunk))

@@ -1,0 +1,47 @@
+"""SystemService."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from trainwire import contract
+from trainwire.v1 import system_pb2, system_pb2_grpc
+from trainwire_server.jobs.manager import Manager
+from trainwire_server.service.devices import Devices
+from trainwire_server.service.status import rpc
+
+
+class SystemService(system_pb2_grpc.SystemServiceServicer):
+    """Says what this server is and what it runs on."""
+
+    def __init__(self, manager: Manager, devices: Devices, executor: str, threads: int) -> None:
+        self._manager = manager
+        self._devices = devices
+        self._executor = executor
+        self._threads = threads
+
+    @rpc
+    async def GetSystemInfo(  # noqa: N802
+        self, request: system_pb2.GetSystemInfoRequest, context: Any
+    ) -> system_pb2.SystemInfo:
+        found = await self._devices.found()
+        return system_pb2.SystemInfo(
+            version=server_version(),
+            contract_version=contract.contract_version(),
+            contract_digest=contract.contract_digest(),
+            torch_version=found.torch_version,
+            devices=found.devices,
+            executor=self._executor,
+            queued_jobs=self._manager.queued_jobs,
+            running_jobs=self._manager.running_jobs,
+            threads_per_job=self._threads,
+        )
+
+
+def server_version() -> str:
+    """Version of the installed package."""
+    try:
+        return version("trainwire")
+    except PackageNotFoundError:
+        return "unknown: not installed"

@@ -1,0 +1,60 @@
+"""TrainingService."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trainwire import contract
+from trainwire.v1 import training_pb2, training_pb2_grpc
+from trainwire_server.jobs.manager import Manager
+from trainwire_server.service.devices import Devices
+from trainwire_server.service.pages import page_bounds, page_token
+from trainwire_server.service.status import rpc
+
+
+class TrainingService(training_pb2_grpc.TrainingServiceServicer):
+    """Submits, reports on and cancels jobs."""
+
+    def __init__(self, manager: Manager, devices: Devices) -> None:
+        self._manager = manager
+        self._devices = devices
+
+    @rpc
+    async def SubmitTraining(  # noqa: N802
+        self, request: training_pb2.TrainingRequest, context: Any
+    ) -> training_pb2.TrainingJob:
+        return await self._manager.submit(request, self._devices.has_gpu)
+
+    @rpc
+    async def Train(  # noqa: N802
+        self, request: training_pb2.TrainingRequest, context: Any
+    ) -> None:
+        job = await self._manager.submit(request, self._devices.has_gpu)
+        async for event in self._manager.watch(job.name, after=0):
+            await context.write(event)
+
+    @rpc
+    async def WatchTraining(  # noqa: N802
+        self, request: training_pb2.WatchTrainingRequest, context: Any
+    ) -> None:
+        async for event in self._manager.watch(request.name, request.after_sequence):
+            await context.write(event)
+
+    @rpc
+    async def GetTraining(  # noqa: N802
+        self, request: training_pb2.GetTrainingRequest, context: Any
+    ) -> training_pb2.TrainingJob:
+        return await self._manager.get(request.name)
+
+    @rpc
+    async def ListTrainings(  # noqa: N802
+        self, request: training_pb2.ListTrainingsRequest, context: Any
+    ) -> training_pb2.ListTrainingsResponse:
+        page, following = await self._manager.list(*page_bounds(contract.resolve(request)))
+        return training_pb2.ListTrainingsResponse(jobs=page, next_page_token=page_token(following))
+
+    @rpc
+    async def CancelTraining(  # noqa: N802
+        self, request: training_pb2.CancelTrainingRequest, context: Any
+    ) -> training_pb2.TrainingJob:
+        return await self._manager.cancel(request.name)

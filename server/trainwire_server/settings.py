@@ -1,0 +1,81 @@
+"""The server's settings: command line flags, each also an environment variable."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the server was told at its start; read once and passed on.
+
+    Attributes:
+        listen: address to serve on, "HOST:PORT"; port 0 takes a free one.
+        data_dir: folder that holds the database, datasets and models.
+        threads: threads a training process computes with.
+        grace: seconds that running calls and a cancelled training get to end by themselves.
+        log_format: "console", "json", or "auto" (console on a terminal).
+        log_level: least severe level that is logged.
+    """
+
+    listen: str
+    data_dir: Path
+    threads: int
+    grace: float
+    log_format: str
+    log_level: str
+
+
+def read_settings(
+    arguments: Sequence[str] | None = None, environment: Mapping[str, str] = os.environ
+) -> Settings:
+    """Read flags, then environment variables, then defaults. Exits with usage on a bad value."""
+    parser = _parser()
+    flags = [action for action in parser._actions if action.dest != "help"]
+    for action in flags:
+        action.default = environment.get(f"TRAINWIRE_{action.dest.upper()}", action.default)
+    return Settings(**vars(parser.parse_args(arguments)))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="trainwire-server",
+        description="Trains time-series classifiers for other services, over gRPC.",
+        epilog="Every flag is also an environment variable: --data-dir is TRAINWIRE_DATA_DIR.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--listen", type=_address, default="127.0.0.1:50051", help="HOST:PORT; port 0: a free one")
+    add("--data-dir", type=Path, default="trainwire-data", help="folder for everything stored")
+    add("--threads", type=_count, default=os.cpu_count() or 1, help="threads of a training process")
+    add("--grace", type=_seconds, default=10.0, help="seconds calls and cancelled jobs get to end")
+    add("--log-format", choices=("auto", "console", "json"), default="auto", help="how to log")
+    add("--log-level", choices=("debug", "info", "warning"), default="info", help="least severe")
+    return parser
+
+
+def _address(text: str) -> str:
+    host, colon, port = text.rpartition(":")
+    if not (host and colon and port.isdigit() and int(port) < 65536):
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
+    return text
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 86400:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0 to 86400")
+    return value

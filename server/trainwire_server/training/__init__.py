@@ -1,0 +1,1 @@
+"""Training: from prepared data to events and a model bundle."""

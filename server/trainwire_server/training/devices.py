@@ -1,0 +1,103 @@
+"""Where and how torch computes: device, precision, reproducibility, memory."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from trainwire.contract import Violation
+from trainwire.v1 import training_pb2
+from trainwire_server.errors import JobFailure
+
+# What torch says when host or GPU memory runs out and it has no exception type of its own for it.
+_MEMORY_PHRASES = (
+    "can't allocate memory",
+    "std::bad_alloc",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+
+
+def find_device(wanted: training_pb2.Device.ValueType) -> torch.device:
+    """The device to train on; AUTO is the first GPU if there is one that works, else the CPU.
+
+    Raises:
+        JobFailure: DEVICE_UNAVAILABLE, CUDA was asked for (or is there) but cannot be used.
+    """
+    available = torch.cuda.is_available()
+    if wanted == training_pb2.DEVICE_CUDA and not available:
+        raise _unavailable("this server has no CUDA device that torch can use")
+    if wanted == training_pb2.DEVICE_CPU or not available:
+        return torch.device("cpu")
+    device = torch.device("cuda:0")
+    try:
+        torch.zeros(1, device=device)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise _unavailable(f"{device} cannot be used: {error}") from error
+    return device
+
+
+def _unavailable(problem: str) -> JobFailure:
+    field = Violation("resources.device", "allowed here: DEVICE_AUTO, DEVICE_CPU")
+    message = f"{problem}; set resources.device to DEVICE_CPU, or repair the device"
+    return JobFailure(training_pb2.FAILURE_REASON_DEVICE_UNAVAILABLE, message, (field,))
+
+
+def find_precision(
+    wanted: training_pb2.Precision.ValueType, device: torch.device
+) -> training_pb2.Precision.ValueType:
+    """FP32 or BF16; AUTO is BF16 on a GPU whose hardware has it, else FP32."""
+    if wanted != training_pb2.PRECISION_AUTO:
+        return wanted
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return training_pb2.PRECISION_BF16
+    return training_pb2.PRECISION_FP32
+
+
+def fix_arithmetic(threads: int, deterministic: bool) -> None:
+    """Set what torch keeps per process: threads, reproducible kernels, full 32-bit products."""
+    torch.set_num_threads(threads)
+    if deterministic:
+        # cuBLAS reads this when it starts; without it its results vary between streams.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = not deterministic
+    # cuDNN's default is TF32, whose 10-bit mantissa is not what PRECISION_FP32 promises.
+    torch.backends.fp32_precision = "ieee"  # type: ignore[attr-defined] # made at run time
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory in use so far: of torch's allocator on a GPU, else of the process (resident)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@contextmanager
+def memory_errors_explained() -> Iterator[None]:
+    """Turns every form of "no memory left" within into JobFailure OUT_OF_MEMORY."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not _is_memory_error(error):
+            raise
+        message = (
+            f"memory ran out: {str(error).splitlines()[0] if str(error) else 'no details'}; try a "
+            "smaller trainer.batch_size, a smaller network or a shorter "
+            "data.windows.sequence_length"
+        )
+        field = Violation("trainer.batch_size", "try a smaller one")
+        reason = training_pb2.FAILURE_REASON_OUT_OF_MEMORY
+        raise JobFailure(reason, message, (field,)) from error
+
+
+def _is_memory_error(error: Exception) -> bool:
+    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return known or any(phrase in str(error) for phrase in _MEMORY_PHRASES)

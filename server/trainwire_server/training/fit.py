@@ -1,0 +1,282 @@
+"""The training run, as a generator of events."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch.nn.utils import clip_grad_norm_
+
+from trainwire import contract
+from trainwire.contract import Violation
+from trainwire.v1 import training_pb2
+from trainwire_server.data.prepare import Prepared, Split, prepare
+from trainwire_server.errors import JobFailure
+from trainwire_server.training import bundle, checkpoint
+from trainwire_server.training.augment import add_gaussian_noise
+from trainwire_server.training.devices import memory_errors_explained, peak_memory_bytes
+from trainwire_server.training.losses import focal_loss, plain_loss
+from trainwire_server.training.metrics import Tally, split_metrics
+from trainwire_server.training.seeds import reseed
+from trainwire_server.training.setup import Samples, Setup, set_up
+
+HEARTBEAT_SECONDS = 1.0
+COLLAPSE_SHARE = 0.9
+EVALUATION_FACTOR = 4
+"""Batches without gradients are this much larger: they keep no activations."""
+
+
+class Cancelled(Exception):
+    """The run stopped because it was asked to; the best weights so far are in its folder.
+
+    Args:
+        epochs_run: epochs that were done.
+        best_epoch: the best of them, counted from 1; 0 if none was done.
+    """
+
+    def __init__(self, epochs_run: int, best_epoch: int) -> None:
+        super().__init__(f"cancelled after {epochs_run} epochs")
+        self.epochs_run = epochs_run
+        self.best_epoch = best_epoch
+
+
+def fit(
+    request: training_pb2.TrainingRequest,
+    table: Path,
+    folder: Path,
+    threads: int,
+    cancelled: Callable[[], bool],
+) -> Iterator[training_pb2.TrainingEvent]:
+    """Prepare the data, train, test, write the bundle to ``folder/bundle``.
+
+    The same request, table and thread count give the same events (but for times and memory) and
+    bit-identical weights on the same machine, if `trainer.deterministic`.
+
+    Args:
+        request: what to train; defaults are filled in.
+        table: the dataset's Arrow file.
+        folder: the job's own, existing folder.
+        threads: threads to compute with on the CPU.
+        cancelled: asked before every batch.
+
+    Yields:
+        Events with the oneof alone set: `warning`, `started`, `progress`, `epoch`, `succeeded`.
+
+    Raises:
+        JobFailure: the data cannot be used, or NON_FINITE_LOSS, OUT_OF_MEMORY, DEVICE_UNAVAILABLE.
+        Cancelled: `cancelled` returned true.
+    """
+    effective = contract.resolve(request)
+    with memory_errors_explained():
+        prepared = prepare(effective, table)
+        yield from train(effective, prepared, folder, threads, cancelled)
+
+
+def train(  # noqa: C901, PLR0915 - one flat loop, for the reason given below
+    request: training_pb2.TrainingRequest,
+    prepared: Prepared,
+    folder: Path,
+    threads: int,
+    cancelled: Callable[[], bool],
+) -> Iterator[training_pb2.TrainingEvent]:
+    """`fit` from prepared data and an effective request on; memory errors come as torch's own."""
+    # One flat loop on purpose: what happens to a batch, and in which order, is the part of a
+    # trainer that people check, and the order is what makes a run reproducible.
+    setup = set_up(request, prepared, threads)
+    trainer = request.trainer
+    epochs, batch_size, clip_norm = trainer.epochs, trainer.batch_size, trainer.gradient_clip_norm
+    smoothing, patience = trainer.label_smoothing, trainer.early_stopping_patience
+    model, optimizer, schedule = setup.model, setup.optimizer, setup.schedule
+    names = prepared.class_names
+
+    best_epoch, best_score = 0, -math.inf
+    best_weights: checkpoint.Weights = {}
+    best_validation = training_pb2.SplitMetrics()
+    epochs_run, collapsed, stopped_early = 0, False, False
+
+    def stop_if_cancelled() -> None:
+        if cancelled():
+            raise Cancelled(epochs_run, best_epoch)
+
+    for warning in prepared.warnings:
+        yield training_pb2.TrainingEvent(warning=warning)
+    yield training_pb2.TrainingEvent(started=_started(request, prepared, setup, threads))
+
+    model.train()
+    for epoch in range(1, epochs + 1):
+        began = beat = time.monotonic()
+        order = reseed(trainer.seed, epoch).permutation(setup.balance.positions)
+        samples = setup.train.take(order)
+        batches = samples.batches(batch_size)
+        tally = Tally(len(names), setup.device)
+        rate = schedule.learning_rate
+        for step, (starts, labels) in enumerate(batches, start=1):
+            stop_if_cancelled()
+            windows = setup.windows[starts]
+            if setup.noise > 0:
+                windows = add_gaussian_noise(windows, setup.noise)
+            with setup.autocast():
+                logits = model(windows)
+            logits = logits.float()
+            loss, weight = focal_loss(logits, labels, setup.weights, setup.gamma, smoothing)
+            optimizer.zero_grad()
+            torch.autograd.backward(loss / weight)
+            if clip_norm > 0:
+                clip_grad_norm_(model.parameters(), clip_norm)
+            optimizer.step()
+            rate = schedule.learning_rate
+            schedule.after_batch()
+            # Nothing above waits for the device: loss and matrix stay there until they are read,
+            # here once a second and below once an epoch.
+            tally.add(loss, weight, logits, labels)
+            if time.monotonic() - beat >= HEARTBEAT_SECONDS:
+                train_loss = _finite(tally.loss(), "training", epoch, request)
+                beat = time.monotonic()
+                yield training_pb2.TrainingEvent(
+                    progress=training_pb2.EpochProgress(
+                        epoch=epoch,
+                        epochs=epochs,
+                        step=step,
+                        steps=len(batches),
+                        train_loss=train_loss,
+                        windows_per_second=min(step * batch_size, len(order)) / (beat - began),
+                    )
+                )
+        train_loss = _finite(tally.loss(), "training", epoch, request)
+        train_seconds = time.monotonic() - began
+        train_metrics = split_metrics(train_loss, tally.matrix(), names)
+
+        tally = evaluate(setup, setup.validation, batch_size, stop_if_cancelled)
+        validation_loss = _finite(tally.loss(), "validation", epoch, request)
+        validation = split_metrics(validation_loss, tally.matrix(), names)
+        schedule.after_epoch(validation_loss)
+
+        score = _score(validation, trainer.early_stopping_metric)
+        is_best = score > best_score
+        if is_best:
+            best_epoch, best_score, best_validation = epoch, score, validation
+            best_weights = checkpoint.copy_weights(model)
+            checkpoint.save_weights(best_weights, folder / checkpoint.BEST)
+        epochs_run = epoch
+        yield training_pb2.TrainingEvent(
+            epoch=training_pb2.EpochCompleted(
+                epoch=epoch,
+                epochs=epochs,
+                train=train_metrics,
+                validation=validation,
+                learning_rate=rate,
+                seconds=time.monotonic() - began,
+                windows_per_second=len(order) / train_seconds,
+                peak_memory_bytes=peak_memory_bytes(setup.device),
+                is_best=is_best,
+            )
+        )
+        favourite = max(validation.classes, key=lambda metrics: metrics.predicted_share)
+        if favourite.predicted_share > COLLAPSE_SHARE and not collapsed:
+            yield training_pb2.TrainingEvent(warning=_collapse(favourite, epoch))
+        collapsed = favourite.predicted_share > COLLAPSE_SHARE
+        if 0 < patience <= epoch - best_epoch and epoch < epochs:
+            stopped_early = True
+            break
+
+    model.load_state_dict(best_weights)
+    tally = evaluate(setup, setup.test, batch_size, stop_if_cancelled)
+    test_loss = _finite(tally.loss(), "test", best_epoch, request)
+    succeeded = training_pb2.JobSucceeded(
+        best_epoch=best_epoch,
+        epochs_run=epochs_run,
+        stopped_early=stopped_early,
+        validation=best_validation,
+        test=split_metrics(test_loss, tally.matrix(), names),
+    )
+    bundle.write(folder / bundle.FOLDER, request, prepared, best_weights, succeeded)
+    yield training_pb2.TrainingEvent(succeeded=succeeded)
+
+
+def evaluate(
+    setup: Setup, samples: Samples, batch_size: int, stop_if_cancelled: Callable[[], None]
+) -> Tally:
+    """Plain cross-entropy and confusion matrix of the current weights; the model stays in training.
+
+    Samples come as they are: neither resampled nor augmented.
+    """
+    tally = Tally(len(setup.weights), setup.device)
+    setup.model.eval()
+    with torch.inference_mode():
+        for starts, labels in samples.batches(EVALUATION_FACTOR * batch_size):
+            stop_if_cancelled()
+            with setup.autocast():
+                logits = setup.model(setup.windows[starts])
+            logits = logits.float()
+            tally.add(*plain_loss(logits, labels), logits, labels)
+    setup.model.train()
+    return tally
+
+
+def _score(
+    validation: training_pb2.SplitMetrics, metric: training_pb2.EarlyStoppingMetric.ValueType
+) -> float:
+    """What picks the best epoch: higher is better."""
+    if metric == training_pb2.EARLY_STOPPING_METRIC_VAL_LOSS:
+        return -validation.loss
+    if metric == training_pb2.EARLY_STOPPING_METRIC_VAL_MACRO_F1:
+        return validation.macro_f1
+    if metric == training_pb2.EARLY_STOPPING_METRIC_VAL_BALANCED_ACCURACY:
+        return validation.balanced_accuracy
+    name = training_pb2.EarlyStoppingMetric.Name(metric)
+    raise ValueError(f"trainer.early_stopping_metric: {name} is not implemented")
+
+
+def _finite(loss: float, split: str, epoch: int, request: training_pb2.TrainingRequest) -> float:
+    """The loss, if it is a number to go on with."""
+    if math.isfinite(loss):
+        return loss
+    rate, clip = request.trainer.learning_rate, request.trainer.gradient_clip_norm
+    message = (
+        f"the {split} loss is {loss} in epoch {epoch}; try a lower trainer.learning_rate (now "
+        f"{rate:g}), a trainer.gradient_clip_norm that clips (now {clip:g}; 0 is off), and look "
+        "for huge values in the features if data.scaling is SCALING_NONE"
+    )
+    field = Violation("trainer.learning_rate", f"{rate:g}: try a lower one")
+    raise JobFailure(training_pb2.FAILURE_REASON_NON_FINITE_LOSS, message, (field,))
+
+
+def _collapse(favourite: training_pb2.ClassMetrics, epoch: int) -> training_pb2.JobWarning:
+    message = (
+        f"epoch {epoch}: {favourite.predicted_share:.1%} of the validation windows are predicted "
+        f"to be of class {favourite.name!r}; macro F1 and the per-class recalls say what accuracy "
+        "hides"
+    )
+    reason = training_pb2.WARNING_REASON_PREDICTION_COLLAPSE
+    return training_pb2.JobWarning(reason=reason, message=message)
+
+
+def _started(
+    request: training_pb2.TrainingRequest, prepared: Prepared, setup: Setup, threads: int
+) -> training_pb2.JobStarted:
+    return training_pb2.JobStarted(
+        device=str(setup.device),
+        precision=setup.precision,
+        threads=threads,
+        deterministic=request.trainer.deterministic,
+        class_names=prepared.class_names,
+        feature_columns=prepared.feature_columns,
+        class_counts=setup.balance.counts.tolist(),
+        balanced_class_counts=setup.balance.balanced_counts.tolist(),
+        class_weights=setup.balance.weights.tolist(),
+        train=_size(prepared.train),
+        validation=_size(prepared.validation),
+        test=_size(prepared.test),
+        purged_windows=prepared.purged_windows,
+        unlabelled_windows=prepared.unlabelled_windows,
+        parameter_count=bundle.count_parameters(setup.model),
+        request=request,
+        torch_version=str(torch.__version__),
+    )
+
+
+def _size(split: Split) -> training_pb2.SplitSize:
+    return training_pb2.SplitSize(rows=split.rows, windows=len(split.starts))

@@ -1,0 +1,55 @@
+"""The training objective and the validation loss.
+
+Both come as sums, not means: sums of micro-batches add up to the sums of the whole batch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, log_softmax
+
+
+def focal_loss(
+    logits: Tensor, labels: Tensor, weights: Tensor, gamma: float, smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """Numerator and denominator of the focal loss with class weights and label smoothing.
+
+    With q = (1 - smoothing) onehot(y) + smoothing / K, p = softmax(logits) and
+    CE_i = -sum_c w_c q_ic log p_ic, the loss is
+    ``sum_i (1 - p_i,y_i)^gamma CE_i / sum_i w_y_i`` (focal factor: Lin et al. 2017, eq. 4;
+    normalisation and smoothing: `torch.nn.functional.cross_entropy`, which it equals at gamma 0).
+
+    Args:
+        logits: [batch, K], real.
+        labels: int64 [batch].
+        weights: [K], of the type of `logits`.
+        gamma: focusing exponent, at least 0.
+        smoothing: share of each label spread evenly over all classes.
+
+    Returns:
+        Two scalars; their quotient over the whole batch is the loss.
+    """
+    log_p = log_softmax(logits, dim=1)
+    own = log_p.gather(1, labels[:, None]).squeeze(1)
+    own_weight = weights[labels]
+    spread = log_p @ weights * (smoothing / logits.shape[1])
+    entropy = -((1 - smoothing) * own_weight * own + spread)
+    # p is the plain softmax: exp(-weighted CE) would not be a probability. Below gamma 1 the slope
+    # of x^gamma is infinite at 0, which a sample that is predicted perfectly would reach.
+    doubt = (-torch.expm1(own)).clamp_min(torch.finfo(logits.dtype).eps)
+    return (doubt**gamma * entropy).sum(), own_weight.sum()
+
+
+def plain_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Numerator and denominator of the cross-entropy, neither weighted nor smoothed.
+
+    Args:
+        logits: [batch, K], real.
+        labels: int64 [batch].
+
+    Returns:
+        Two scalars; their quotient is the mean over the batch.
+    """
+    total = cross_entropy(logits, labels, reduction="sum")
+    return total, total.new_full((), len(labels))

@@ -1,0 +1,176 @@
+"""Real servers for tests: a process of its own, port 0, a temporary data directory."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from trainwire_client import TrainingClient
+
+from trainwire.v1 import dataset_pb2, training_pb2
+
+START_SECONDS = 60
+
+
+class Server:
+    """A `trainwire-server` process and what it has logged."""
+
+    def __init__(self, data_dir: Path, *flags: str, listen: str = "127.0.0.1:0") -> None:
+        self.data_dir = data_dir
+        self.records: list[dict[str, Any]] = []
+        self._logged = threading.Condition()
+        command = [sys.executable, "-m", "trainwire_server", "--log-format", "json"]
+        self.process = subprocess.Popen(
+            [*command, "--data-dir", str(data_dir), "--listen", listen, "--threads", "1", *flags],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+        threading.Thread(target=self._read, daemon=True).start()
+        self.address: str = self.wait_for_log("server.ready")["address"]
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                record = {"event": "unstructured", "text": line}
+            with self._logged:
+                self.records.append(record)
+                self._logged.notify_all()
+
+    def wait_for_log(
+        self, event: str, matches: Callable[[dict[str, Any]], bool] = lambda _: True
+    ) -> dict[str, Any]:
+        """The first record of this event that matches, waiting for it."""
+
+        def find() -> dict[str, Any] | None:
+            found = (r for r in self.records if r.get("event") == event and matches(r))
+            return next(found, None)
+
+        with self._logged:
+            record = self._logged.wait_for(find, START_SECONDS)
+        if record is None:
+            raise AssertionError(f"no {event} within {START_SECONDS} s; the log: {self.records}")
+        return record
+
+    def client(self) -> TrainingClient:
+        """A client of this server."""
+        return TrainingClient(self.address)
+
+    def children(self) -> list[int]:
+        """Process ids of the training processes (children of the fork server)."""
+        forkservers = _children_of(self.process.pid)
+        return [child for parent in forkservers for child in _children_of(parent)]
+
+    def stop(self) -> int:
+        """Ask the server to stop; its exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(30)
+
+    def kill(self) -> None:
+        """End the server as a power cut would."""
+        self.process.kill()
+        self.process.wait(30)
+
+
+def _children_of(pid: int) -> list[int]:
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except FileNotFoundError:
+        return []
+    return [int(child) for child in text.split()]
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server shared by all tests that do it no harm."""
+    running = Server(tmp_path_factory.mktemp("server"))
+    yield running
+    assert running.stop() == 0
+    assert not [r for r in running.records if r["event"] in ("rpc.error", "job.error")]
+
+
+@pytest.fixture
+def start_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Starts servers of the test's own, which it may kill; by default on one data directory."""
+    started: list[Server] = []
+
+    def start(*flags: str, data_dir: Path = tmp_path / "data", **options: Any) -> Server:
+        started.append(Server(data_dir, *flags, **options))
+        return started[-1]
+
+    yield start
+    for running in started:
+        running.stop()
+
+
+@pytest.fixture(scope="session")
+def client(server: Server) -> Iterator[TrainingClient]:
+    """A client of the shared server."""
+    with server.client() as opened:
+        yield opened
+
+
+def make_columns(rows: int = 400, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
+    """A small table with something to learn: features a, b; label y; price; time; group."""
+    random = np.random.default_rng(seed)
+    a, b = random.normal(size=(2, rows)).astype(np.float32)
+    return {
+        "a": a,
+        "b": b,
+        "y": (np.convolve(a, np.ones(3), "same") > 0.4).astype(np.int64),
+        "price": 100 * np.exp(np.cumsum(random.normal(0, 0.002, rows))),
+        "time": np.arange(rows),
+        "group": np.where(np.arange(rows) % 2, "odd", "even"),
+    }
+
+
+@pytest.fixture(scope="session")
+def dataset(client: TrainingClient) -> dataset_pb2.Dataset:
+    """`make_columns` on the shared server."""
+    return client.upload(make_columns())
+
+
+def small_request(dataset: str, **trainer: Any) -> training_pb2.TrainingRequest:
+    """A request that trains in a moment: three epochs of a tiny network."""
+    settings = {"epochs": 3, "batch_size": 32, "learning_rate": 0.01, **trainer}
+    request = training_pb2.TrainingRequest(
+        dataset=dataset, trainer=training_pb2.TrainerParams(**settings)
+    )
+    request.data.windows.sequence_length = 8
+    request.data.windows.feature_columns[:] = ["a", "b"]
+    request.data.column.name = "y"
+    sizes = {"conv_blocks": 1, "conv_channels": 8, "kernel_size": 3, "lstm_hidden_size": 8}
+    for name, value in (*sizes.items(), ("attention_heads", 2), ("attention_head_size", 4)):
+        setattr(request.model.hybrid_cnn_lstm, name, value)
+    return request
+
+
+@pytest.fixture
+def request_for(dataset: dataset_pb2.Dataset) -> Callable[..., training_pb2.TrainingRequest]:
+    """Makes small requests for the shared dataset; keyword arguments are trainer fields."""
+    return lambda **trainer: small_request(dataset.name, **trainer)
+
+
+@pytest.fixture(scope="session")
+def columns() -> Callable[..., dict[str, np.ndarray[Any, Any]]]:
+    """`make_columns`, for tests that upload data of their own."""
+    return make_columns
+
+
+@pytest.fixture(scope="session")
+def small() -> Callable[..., training_pb2.TrainingRequest]:
+    """`small_request`, for tests with a dataset of their own."""
+    return small_request

@@ -1,0 +1,121 @@
+"""Training on a GPU: the same promises as on the CPU.
+
+Needs torch, NumPy, pyarrow, safetensors, protobuf and pytest, nothing else:
+``PYTHONPATH=proto:server:client python3 -m pytest --confcutdir=tests/gpu tests/gpu``
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from trainwire import contract
+from trainwire.v1 import training_pb2
+from trainwire_client.bundle import load_bundle
+from trainwire_server.data.prepare import Prepared, Split
+from trainwire_server.training.fit import evaluate, train
+from trainwire_server.training.setup import set_up
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+TIME, FEATURES = 20, 5
+NAMES = ["hold", "buy", "sell"]
+
+
+def _prepared() -> Prepared:
+    rng = np.random.default_rng(0)
+    wave = np.sin(np.arange(4000) / 9)
+    labels = np.digitize(wave, [0.5, 0.95]).astype(np.int64)
+    features = rng.standard_normal((4000, FEATURES)).astype(np.float32)
+    features[:, 0] = wave + 0.1 * features[:, 0]
+
+    def split(first: int, last: int) -> Split:
+        starts = np.arange(first, last)
+        return Split(starts, labels[starts + TIME - 1], last - first + TIME - 1)
+
+    return Prepared(
+        features=features,
+        sequence_length=TIME,
+        feature_columns=[f"f{i}" for i in range(FEATURES)],
+        class_names=NAMES,
+        mean=np.zeros(FEATURES),
+        scale=np.ones(FEATURES),
+        train=split(0, 2500),
+        validation=split(2600, 3200),
+        test=split(3300, 3900),
+        purged_windows=0,
+        unlabelled_windows=0,
+        warnings=[],
+    )
+
+
+def _request(precision: str, deterministic: bool = True) -> training_pb2.TrainingRequest:
+    request = training_pb2.TrainingRequest(dataset="datasets/sha256-0")
+    request.data.column.name = "label"
+    request.data.windows.sequence_length = TIME
+    request.trainer.epochs = 6
+    request.trainer.learning_rate = 2e-3
+    request.trainer.deterministic = deterministic
+    request.trainer.precision = training_pb2.Precision.Value(f"PRECISION_{precision}")
+    request.resources.device = training_pb2.DEVICE_CUDA
+    return contract.resolve(request)
+
+
+def _run(request: training_pb2.TrainingRequest, folder: Path) -> list[training_pb2.TrainingEvent]:
+    folder.mkdir()
+    return list(train(request, _prepared(), folder, 1, lambda: False))
+
+
+@pytest.mark.parametrize("precision", ["FP32", "BF16"])
+def test_equal_runs_are_bit_equal(precision: str, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        events = _run(_request(precision), tmp_path / name)
+        assert events[0].started.device == "cuda:0"
+        assert events[-1].succeeded.test.macro_f1 > 0.7
+    one, two = (tmp_path / name / "bundle/model.safetensors" for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_fast_kernels_learn_as_well(tmp_path: Path) -> None:
+    events = _run(_request("AUTO", deterministic=False), tmp_path / "job")
+    assert not events[0].started.deterministic
+    assert events[-1].succeeded.test.macro_f1 > 0.7
+    epochs = [event.epoch for event in events if event.HasField("epoch")]
+    # Of torch's allocator: a process with CUDA in it takes far more than this network.
+    assert 0 < epochs[-1].peak_memory_bytes < 1 << 30
+
+
+def test_the_bundle_predicts_on_the_cpu_what_the_gpu_measured(tmp_path: Path) -> None:
+    events = _run(_request("FP32"), tmp_path / "job")
+    prepared, model = _prepared(), load_bundle(tmp_path / "job/bundle")
+    rows = prepared.test.starts[:, None] + np.arange(TIME)
+    probabilities = model.predict_proba(prepared.features[rows])
+    own = probabilities[np.arange(len(rows)), prepared.test.labels]
+    assert -np.log(own).mean() == pytest.approx(events[-1].succeeded.test.loss, rel=1e-3)
+
+
+def test_a_first_epoch_agrees_with_the_cpu_before_any_step() -> None:
+    gpu, cpu = _request("FP32"), _request("FP32")
+    cpu.resources.device = training_pb2.DEVICE_CPU
+    losses = []
+    for request in (gpu, cpu):
+        setup = set_up(request, _prepared(), 1)
+        losses.append(evaluate(setup, setup.validation, 256, lambda: None).loss())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_batches_do_not_wait_for_the_device() -> None:
+    setup = set_up(_request("FP32"), _prepared(), 1)
+    evaluate(setup, setup.validation, 32, lambda: None)  # kernels are loaded now
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            evaluate(setup, setup.validation, 32, lambda: None)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert [str(w.message) for w in caught if "synchron" in str(w.message)] == []

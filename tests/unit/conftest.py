@@ -1,0 +1,107 @@
+"""Small prepared data, small requests and short runs for the tests of training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import settings
+
+from trainwire import contract
+from trainwire.v1 import training_pb2
+from trainwire_server.data.prepare import Prepared, Split
+
+# The same examples every time, and no limit that a busy machine could break.
+settings.register_profile("trainwire", deadline=None, derandomize=True)
+settings.load_profile("trainwire")
+
+TIME, FEATURES = 8, 3
+TINY = {
+    "dataset": "datasets/sha256-0",
+    "data.column.name": "label",
+    "data.windows.sequence_length": str(TIME),
+    "model.dropout": "0.1",
+    "model.hybrid_cnn_lstm.conv_blocks": "1",
+    "model.hybrid_cnn_lstm.conv_channels": "4",
+    "model.hybrid_cnn_lstm.kernel_size": "3",
+    "model.hybrid_cnn_lstm.lstm_hidden_size": "4",
+    "model.hybrid_cnn_lstm.attention_heads": "2",
+    "model.hybrid_cnn_lstm.attention_head_size": "2",
+    "trainer.epochs": "3",
+    "trainer.batch_size": "32",
+    "trainer.learning_rate": "0.01",
+}
+
+MakePrepared = Callable[..., Prepared]
+MakeRequest = Callable[..., training_pb2.TrainingRequest]
+Run = Callable[..., list[training_pb2.TrainingEvent]]
+
+
+def _split(labels: npt.NDArray[np.int64], first: int, windows: int) -> Split:
+    starts = np.arange(first, first + windows)
+    return Split(starts, labels[starts + TIME - 1], windows + TIME - 1)
+
+
+def _make_prepared(seed: int = 0, blow_up: float = 1.0) -> Prepared:
+    """Three classes of about 67, 23 and 10 %: the height of a wave that the first feature shows."""
+    rng = np.random.default_rng(seed)
+    raw = rng.standard_normal((400, FEATURES)) * [1.0, 5.0, 0.2] + [0.0, 100.0, -3.0]
+    wave = np.sin(np.arange(400) / 6)
+    raw[:, 0] = wave + 0.1 * raw[:, 0]
+    labels = np.digitize(wave, [0.5, 0.95]).astype(np.int64)
+    mean, scale = raw[:257].mean(axis=0), raw[:257].std(axis=0)
+    return Prepared(
+        features=((raw - mean) / scale * blow_up).astype(np.float32),
+        sequence_length=TIME,
+        feature_columns=[f"f{i}" for i in range(FEATURES)],
+        class_names=["hold", "buy", "sell"],
+        mean=mean,
+        scale=scale,
+        train=_split(labels, 0, 250),
+        validation=_split(labels, 260, 60),
+        test=_split(labels, 330, 60),
+        purged_windows=23,
+        unlabelled_windows=0,
+        warnings=[],
+    )
+
+
+def _make_request(**changes: str) -> training_pb2.TrainingRequest:
+    """The tiny request with changes, dots in the paths written as two underscores; effective."""
+    request = training_pb2.TrainingRequest()
+    for path, text in (TINY | {k.replace("__", "."): v for k, v in changes.items()}).items():
+        contract.assign(request, path, text)
+    assert not contract.violations(request)
+    return contract.resolve(request)
+
+
+@pytest.fixture
+def make_prepared() -> MakePrepared:
+    return _make_prepared
+
+
+@pytest.fixture
+def make_request() -> MakeRequest:
+    return _make_request
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Trains in a folder of its own; returns all events."""
+
+    def _run(
+        request: training_pb2.TrainingRequest,
+        prepared: Prepared | None = None,
+        folder: str = "job",
+    ) -> list[training_pb2.TrainingEvent]:
+        # Here, so that tests of other parts do not load torch.
+        from trainwire_server.training.fit import train
+
+        (tmp_path / folder).mkdir(exist_ok=True)
+        chosen = prepared or _make_prepared()
+        return list(train(request, chosen, tmp_path / folder, 1, lambda: False))
+
+    return _run

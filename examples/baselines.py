@@ -9,9 +9,9 @@ import numpy.typing as npt
 from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score
-from trainwire_server.data.prepare import Prepared, Split, prepare
 
 from trainwire.v1 import training_pb2
+from trainwire_server.data.prepare import Prepared, Split, prepare
 
 Scores = dict[str, float]
 """Macro F1, balanced accuracy and the recall of each class, by name."""

@@ -1,8 +1,8 @@
 """The market direction task: daily bars to features and SELL / HOLD / BUY labels.
 
-A label says whether the return over the next five bars, in units of recent volatility, is far below,
-near or far above the usual. What counts as far is taken from the training rows alone, so that about
-15 / 70 / 15 % of them are SELL / HOLD / BUY.
+A label says whether the return over the next five bars, in units of recent volatility, is far
+below, near or far above the usual. What counts as far is taken from the training rows alone, so
+that about 15 / 70 / 15 % of them are SELL / HOLD / BUY.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-
-from trainwire.v1 import training_pb2
 
 STOCKS = Path(__file__).with_name("stocks.parquet")
 HORIZON = 5
@@ -28,6 +26,18 @@ FEATURES = [
     "volatility_ratio",
     "momentum",
 ]
+TRAINING = {
+    "data.windows.sequence_length": "60",
+    "data.windows.feature_columns": ",".join(FEATURES),
+    "data.column.horizon": str(HORIZON),
+    "data.chronological.train_fraction": str(TRAIN_FRACTION),
+    "data.chronological.validation_fraction": str(VALIDATION_FRACTION),
+    "trainer.epochs": "20",
+    "trainer.learning_rate": "3e-4",
+    "trainer.early_stopping_patience": "8",
+    "trainer.early_stopping_metric": "VAL_MACRO_F1",
+}
+"""What the demonstration sets, by path; everything else is the contract's default."""
 _TAIL = 0.15
 
 
@@ -41,9 +51,9 @@ def load_bars(path: Path = STOCKS) -> pd.DataFrame:
 
 
 def make_table(bars: pd.DataFrame) -> pd.DataFrame:
-    """Ticker, date, the eight features and the label `direction`; rows without all of it are left out.
+    """Ticker, date, the eight features and the label `direction`.
 
-    Every feature looks back only.
+    Every feature looks back only; rows that lack any of it are left out.
     """
     parts = [_features(group) for _, group in bars.groupby("ticker", sort=True)]
     table = pd.concat(parts, ignore_index=True).dropna(ignore_index=True)
@@ -85,22 +95,3 @@ def _thresholds(table: pd.DataFrame) -> tuple[float, float]:
     boundary = np.sort(table["date"])[int(TRAIN_FRACTION * len(table))]
     known = table.loc[table["label_date"] < boundary, "ahead"]
     return float(known.quantile(_TAIL)), float(known.quantile(1 - _TAIL))
-
-
-def make_request(dataset: str) -> training_pb2.TrainingRequest:
-    """The demonstration's training: windows of 60 days, 60 / 20 / 20 % by time."""
-    request = training_pb2.TrainingRequest(dataset=dataset, display_name="market direction")
-    request.data.windows.sequence_length = 60
-    request.data.windows.time_column = "date"
-    request.data.windows.group_column = "ticker"
-    request.data.windows.feature_columns[:] = FEATURES
-    request.data.column.name = "direction"
-    request.data.column.horizon = HORIZON
-    request.data.chronological.train_fraction = TRAIN_FRACTION
-    request.data.chronological.validation_fraction = VALIDATION_FRACTION
-    request.trainer.epochs = 20
-    request.trainer.learning_rate = 3e-4
-    request.trainer.early_stopping_patience = 8
-    request.trainer.early_stopping_metric = training_pb2.EARLY_STOPPING_METRIC_VAL_MACRO_F1
-    request.trainer.scheduler_type = training_pb2.SCHEDULER_TYPE_COSINE
-    return request

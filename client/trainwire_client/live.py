@@ -168,8 +168,14 @@ def _bar(label: str, count: str, fraction: float, note: str, width: int) -> Tabl
     grid.add_column(width=9, justify="right", no_wrap=True)
     grid.add_column()
     grid.add_column(no_wrap=True, overflow="ellipsis", width=max(width - 52, 0))
-    grid.add_row(label, count, ProgressBar(total=1, completed=fraction, width=30), Text(note))
+    grid.add_row(label, count, _progress_bar(fraction), Text(note))
     return grid
+
+
+def _progress_bar(fraction: float) -> ProgressBar:
+    return ProgressBar(
+        total=1, completed=fraction, width=30, complete_style="cyan", finished_style="green"
+    )
 
 
 def _epochs(history: History, rows: int) -> Table:

@@ -23,11 +23,11 @@ import torch
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
-from trainwire_client import TrainingClient
-from trainwire_client.errors import AlreadyExistsError, DeviceUnavailableError
 
 from trainwire import contract
-from trainwire.v1 import dataset_pb2, training_pb2
+from trainwire.v1 import training_pb2
+from trainwire_client import TrainingClient
+from trainwire_client.errors import AlreadyExistsError, DeviceUnavailableError
 from trainwire_server.data import profile
 from trainwire_server.training.fit import fit
 
@@ -371,8 +371,9 @@ def unmoved(entry: Entry, before: Outcome, after: Outcome) -> list[str]:
 
 def disturbed(path: str, before: Outcome, after: Outcome) -> list[str]:
     """The observables that the field's section must leave alone and that differ."""
+    section, _, _ = path.partition(".")
     one, other = before.observables(), after.observables()
-    return [name for name in KEPT[path.split(".")[0]].split() if one[name] != other[name]]
+    return [name for name in KEPT[section].split() if one[name] != other[name]]
 
 
 @pytest.mark.parametrize("path", IN_PROCESS)
@@ -462,9 +463,9 @@ def see_request_id(client: TrainingClient, request_for: RequestFor, _: Columns) 
     request.request_id = "counts-1"
     job = client.submit(request)
     assert client.submit(request).name == job.name
+    other = request_for(epochs=2)
+    other.request_id = "counts-1"
     with pytest.raises(AlreadyExistsError, match=r"trainer\.epochs"):
-        other = request_for(epochs=2)
-        other.request_id = "counts-1"
         client.submit(other)
     request.request_id = "counts-2"
     assert client.submit(request).name != job.name
@@ -570,7 +571,7 @@ def widened_request() -> type[Message]:
     pool = descriptor_pool.Default()
     pool.AddSerializedFile(file.SerializeToString())
     wider = pool.FindMessageTypeByName("trainwire.v0.TrainingRequest")
-    return cast("type[Message]", message_factory.GetMessageClass(wider))
+    return message_factory.GetMessageClass(wider)
 
 
 @pytest.mark.parametrize(
@@ -612,7 +613,7 @@ def oneof_members(descriptor: Descriptor, path: str = "") -> dict[str, list[str]
     return found
 
 
-ONEOFS = oneof_members(cast("Descriptor", training_pb2.TrainingRequest.DESCRIPTOR))
+ONEOFS = oneof_members(training_pb2.TrainingRequest.DESCRIPTOR)
 
 
 @pytest.mark.parametrize("oneof", ONEOFS)

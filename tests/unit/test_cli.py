@@ -1,0 +1,366 @@
+"""The command line against a scripted server: output, exit status, errors without traceback."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent import futures
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf import json_format
+from typer.testing import CliRunner, Result
+
+from trainwire import contract, reference
+from trainwire.v1 import (
+    dataset_pb2,
+    dataset_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+    training_pb2,
+    training_pb2_grpc,
+)
+from trainwire_client import __main__ as entry
+from trainwire_client import cli
+
+JOB = "jobs/one"
+BUNDLE = b"weights"
+
+
+class ScriptedServer(
+    training_pb2_grpc.TrainingServiceServicer,
+    dataset_pb2_grpc.DatasetServiceServicer,
+    model_pb2_grpc.ModelServiceServicer,
+):
+    """One job, dataset and model; remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.target = ""
+        self.submitted: list[training_pb2.TrainingRequest] = []
+        self.after: list[int] = []
+        self.end = "succeeded"
+        self.never_ends = False
+        self.two_were_seen = threading.Event()
+        self.uploads = 0
+
+    def _job(self) -> training_pb2.TrainingJob:
+        states = {
+            "succeeded": training_pb2.JOB_STATE_SUCCEEDED,
+            "failed": training_pb2.JOB_STATE_FAILED,
+            "cancelled": training_pb2.JOB_STATE_CANCELLED,
+        }
+        given = self.submitted[-1] if self.submitted else training_pb2.TrainingRequest()
+        return training_pb2.TrainingJob(
+            name=JOB,
+            state=states[self.end],
+            request=contract.resolve(given),
+            set_fields=contract.set_fields(given),
+            last_sequence=3,
+        )
+
+    def SubmitTraining(self, request: Any, context: Any) -> training_pb2.TrainingJob:  # noqa: N802
+        self.submitted.append(request)
+        return self._job()
+
+    def GetTraining(self, request: Any, context: Any) -> training_pb2.TrainingJob:  # noqa: N802
+        if request.name != JOB:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"there is no {request.name}")
+        return self._job()
+
+    CancelTraining = GetTraining
+
+    def Train(self, request: Any, context: Any) -> Iterator[Any]:  # noqa: N802
+        raise NotImplementedError
+
+    def ListTrainings(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return training_pb2.ListTrainingsResponse(jobs=[self._job()])
+
+    def WatchTraining(  # noqa: N802
+        self, request: Any, context: Any
+    ) -> Iterator[training_pb2.TrainingEvent]:
+        self.after.append(request.after_sequence)
+        if request.after_sequence == 2:
+            self.two_were_seen.set()
+        events = [training_pb2.TrainingEvent(job=JOB, sequence=i + 1) for i in range(3)]
+        events[0].queued.queue_position = 1
+        events[1].epoch.epoch = 1
+        getattr(events[2], self.end).SetInParent()
+        for event in events[request.after_sequence :]:
+            if self.never_ends and event.sequence == 3:
+                context.abort(grpc.StatusCode.UNAVAILABLE, "restarting")
+            yield event
+
+    def UploadDataset(  # noqa: N802
+        self, request_iterator: Any, context: Any
+    ) -> dataset_pb2.Dataset:
+        self.uploads += 1
+        header = next(request_iterator).header
+        name = f"datasets/sha256-{header.sha256}"
+        return dataset_pb2.Dataset(name=name, row_count=3, size_bytes=header.size_bytes)
+
+    def GetDataset(self, request: Any, context: Any) -> Any:  # noqa: N802
+        raise NotImplementedError
+
+    ListDatasets = GetDataset
+
+    def GetModel(self, request: Any, context: Any) -> model_pb2.Model:  # noqa: N802
+        digest = hashlib.sha256(BUNDLE).hexdigest()
+        file = model_pb2.ModelFile(name="weights.bin", size_bytes=len(BUNDLE), sha256=digest)
+        return model_pb2.Model(name="models/m", job=JOB, files=[file])
+
+    def ListModels(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return model_pb2.ListModelsResponse(models=[model_pb2.Model(name="models/m")])
+
+    def DownloadModel(self, request: Any, context: Any) -> Iterator[Any]:  # noqa: N802
+        yield model_pb2.DownloadModelResponse(file=self.GetModel(request, context).files[0])
+        yield model_pb2.DownloadModelResponse(chunk=model_pb2.ModelChunk(data=BUNDLE))
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedServer]:
+    servicer, server = ScriptedServer(), grpc.server(futures.ThreadPoolExecutor(4))
+    training_pb2_grpc.add_TrainingServiceServicer_to_server(servicer, server)
+    dataset_pb2_grpc.add_DatasetServiceServicer_to_server(servicer, server)
+    model_pb2_grpc.add_ModelServiceServicer_to_server(servicer, server)
+    servicer.target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    monkeypatch.setenv("TRAINWIRE_TARGET", servicer.target)
+    yield servicer
+    server.stop(None).wait()
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "prices.csv"
+    path.write_text("close,label\n1,0\n2,1\n3,0\n")
+    return path
+
+
+def _run(*arguments: str) -> Result:
+    result = CliRunner().invoke(cli.app, arguments)
+    assert "Traceback" not in result.output
+    return result
+
+
+def test_train_uploads_submits_and_reports(scripted: ScriptedServer, data: Path) -> None:
+    options = ["--label", "label", "--group", "symbol", "--time", "t", "--name", "Mine"]
+    settings = ["--set", "trainer.scheduler_type=CONSTANT", "--set", "labels.a.b=c=d"]
+    result = _run("train", "--data", str(data), *options, *settings)
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[:2] == [
+        "queued jobs/one position=1",
+        "epoch 1/0 loss=0.0000 val=0.0000 acc=0.000 bal=0.000 f1=0.000 lr=0",
+    ]
+    (sent,) = scripted.submitted
+    assert sent.dataset.startswith("datasets/sha256-")
+    assert sent.data.column.name == "label"
+    assert sent.data.windows.group_column == "symbol"
+    assert sent.data.windows.time_column == "t"
+    assert sent.display_name == "Mine"
+    assert sent.trainer.scheduler_type == training_pb2.SCHEDULER_TYPE_CONSTANT
+    assert sent.labels["a.b"] == "c=d"
+
+
+def test_a_threshold_and_a_stored_dataset(scripted: ScriptedServer) -> None:
+    result = _run("train", "--dataset", "d", "--threshold", "adj,close,5,-0.01,0.02")
+    assert result.exit_code == 0
+    (sent,) = scripted.submitted
+    assert sent.dataset == "datasets/d"
+    assert sent.data.threshold == training_pb2.ThresholdTarget(
+        price_column="adj,close", horizon=5, lower=-0.01, upper=0.02
+    )
+    assert scripted.uploads == 0
+
+
+@pytest.mark.parametrize("end", ["failed", "cancelled"])
+def test_a_job_that_does_not_succeed_exits_with_1(scripted: ScriptedServer, end: str) -> None:
+    scripted.end = end
+    assert _run("train", "--dataset", "d", "--label", "y").exit_code == 1
+    assert _run("watch", "one").exit_code == 1
+    assert _run("watch", "one", "--after", "3").exit_code == 1
+
+
+def test_watch_begins_where_it_is_told(scripted: ScriptedServer) -> None:
+    result = _run("watch", "one", "--after", "2")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("succeeded")
+    assert _run("watch", JOB, "--after", "3").exit_code == 0
+    assert scripted.after == [2, 3]
+
+
+def test_json_is_one_message_a_line_with_proto_names(scripted: ScriptedServer) -> None:
+    result = _run("train", "--dataset", "d", "--label", "y", "--json")
+    events = [
+        json_format.Parse(line, training_pb2.TrainingEvent()) for line in result.stdout.splitlines()
+    ]
+    assert [event.sequence for event in events] == [1, 2, 3]
+    second = json.loads(result.stdout.splitlines()[1])
+    assert second["epoch"]["is_best"] is False
+    assert "windows_per_second" in second["epoch"]
+
+
+def test_detach_prints_the_name(scripted: ScriptedServer) -> None:
+    request = ["train", "--dataset", "d", "--label", "y", "--detach"]
+    assert _run(*request).stdout == f"{JOB}\n"
+    assert json.loads(_run(*request, "--json").stdout)["name"] == JOB
+    assert scripted.after == []
+
+
+def test_violations_are_all_told_before_anything_is_uploaded(
+    scripted: ScriptedServer, data: Path
+) -> None:
+    wrong = ["trainer.epochs=0", "scheduler_t_0=4", "trainer.precision=FP8", "model.dropout=2"]
+    settings = [part for setting in wrong for part in ("--set", setting)]
+    result = _run("train", "--data", str(data), *settings)
+    assert result.exit_code == 2
+    for part in (
+        "trainer.epochs: 0 is not allowed; allowed: [1, 100000]",
+        "did you mean trainer.scheduler_t_0?",
+        "trainer.precision: 'FP8' is not allowed; allowed: PRECISION_AUTO",
+        "model.dropout: 2 is not allowed",
+        "data.target: required: set one of column, threshold",
+    ):
+        assert part in result.stderr
+    assert result.stdout == ""
+    assert scripted.uploads == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--label", "y"], "dataset: required"),
+        (["--data", "x.csv", "--dataset", "d", "--label", "y"], "exclude each other"),
+        (["--dataset", "d", "--label", "y", "--set", "trainer.epochs"], "has no ="),
+        (["--dataset", "d", "--threshold", "close,5"], "2 of 4 parts"),
+        (["--dataset", "d", "--threshold", "close,x,0,1"], "data.threshold.horizon: 'x'"),
+        (
+            ["--dataset", "d", "--label", "y", "--threshold", "p,5,0,1"],
+            "data.column.name: excluded",
+        ),
+        (["--dataset", "d", "--label", "y", "--set", "data.column.name=z"], "given twice"),
+        (["--nonsense"], "No such option"),
+    ],
+)
+def test_wrong_usage_exits_with_2(
+    scripted: ScriptedServer, arguments: list[str], words: str
+) -> None:
+    result = _run("train", *arguments)
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert scripted.submitted == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["show", "two"], "trainwire: there is no jobs/two"),
+        (["upload", "no.csv"], "trainwire: cannot read no.csv: No such file"),
+        (["train", "--data", "no.csv", "--label", "y"], "trainwire: cannot read no.csv"),
+    ],
+)
+def test_errors_are_one_clear_block(
+    scripted: ScriptedServer, arguments: list[str], words: str
+) -> None:
+    result = _run(*arguments)
+    assert result.exit_code == 1
+    assert result.stderr.startswith(words)
+    assert result.stdout == ""
+
+
+def test_show_cancel_jobs_models_upload(scripted: ScriptedServer, data: Path) -> None:
+    _run("train", "--dataset", "d", "--label", "y", "--set", "trainer.epochs=7")
+    shown = [line.split() for line in _run("show", "one").stdout.splitlines()]
+    assert ["set", "trainer.epochs", "7"] in shown
+    assert ["default", "trainer.batch_size", "256"] in shown
+    assert _run("cancel", JOB).stdout == f"{JOB} SUCCEEDED\n"
+    assert _run("jobs").stdout.splitlines()[1].split()[:2] == [JOB, "SUCCEEDED"]
+    assert _run("models").stdout.splitlines()[1].startswith("models/m")
+    assert " rows=3 " in _run("upload", str(data)).stdout
+    for arguments in (["show", "one"], ["cancel", "one"], ["jobs"], ["models"]):
+        (line,) = _run(*arguments, "--json").stdout.splitlines()
+        assert json.loads(line)["name"] in (JOB, "models/m")
+    assert json.loads(_run("upload", str(data), "--json").stdout)["row_count"] == 3
+
+
+def test_download_writes_and_does_not_overwrite(scripted: ScriptedServer, tmp_path: Path) -> None:
+    assert _run("download", "m", str(tmp_path)).stdout == f"{tmp_path / 'weights.bin'}\n"
+    again = _run("download", "m", str(tmp_path))
+    assert again.exit_code == 1
+    assert "already in" in again.stderr
+    done = _run("download", "m", str(tmp_path), "--overwrite", "--json")
+    assert json.loads(done.stdout)["name"] == "models/m"
+    assert (tmp_path / "weights.bin").read_bytes() == BUNDLE
+
+
+def test_contract_prints_the_reference() -> None:
+    assert _run("contract").stdout == reference.markdown()
+    assert _run("contract", "--format", "json-schema").stdout == reference.json_text()
+    (line,) = _run("contract", "--json").stdout.splitlines()
+    assert json.loads(line) == reference.json_schema()
+
+
+def test_control_characters_in_errors_are_not_printed(scripted: ScriptedServer) -> None:
+    result = _run("show", "jobs/\x1b[2J")
+    assert result.exit_code == 2
+    assert "\x1b" not in result.stderr
+
+
+@pytest.mark.parametrize("extra", [[], ["--json"]])
+def test_an_interrupt_says_how_to_go_on(scripted: ScriptedServer, extra: list[str]) -> None:
+    scripted.never_ends = True
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trainwire_client", "watch", "one", *extra],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert process.stdout is not None
+    assert "queued" in process.stdout.readline()
+    assert "epoch" in process.stdout.readline()
+    assert scripted.two_were_seen.wait(30)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert told.splitlines() == [
+        "stopped watching; jobs/one goes on",
+        f"  watch again: trainwire watch jobs/one --after 2 --target {scripted.target}",
+        f"  cancel:      trainwire cancel jobs/one --target {scripted.target}",
+    ]
+
+
+@pytest.mark.parametrize("package", ["typer", "rich"])
+def test_without_the_extra_it_says_what_to_install(
+    package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in ("cli", "live"):
+        monkeypatch.delitem(sys.modules, f"trainwire_client.{name}", raising=False)
+    monkeypatch.delattr("trainwire_client.cli")
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SystemExit) as stopped:
+        entry.main()
+    assert stopped.value.code == 2
+    told = capsys.readouterr().err
+    assert package in told
+    assert "install with: pip install 'trainwire[cli]'" in told
+
+
+def test_help_names_every_command() -> None:
+    text = _run("--help").output
+    calls = ["train", "watch", "jobs", "show", "cancel", "upload", "models", "download"]
+    for command in [*calls, "contract"]:
+        assert f"  {command} " in text
+    for command in calls:
+        options = _run(command, "--help").output
+        assert "--target" in options
+        assert "--json" in options

@@ -61,5 +61,5 @@ def _score(classifier: DummyClassifier | LogisticRegression, data: Prepared) -> 
 def _flatten(data: Prepared, split: Split) -> npt.NDArray[np.float32]:
     """Windows as rows: float32 [windows, sequence_length * features]."""
     steps = np.arange(data.sequence_length)
-    windows = data.features[split.starts[:, None] + steps]
+    windows: npt.NDArray[np.float32] = data.features[split.starts[:, None] + steps]
     return windows.reshape(len(split.starts), -1)

@@ -20,7 +20,6 @@ from pathlib import Path
 
 import market
 from baselines import Scores, score_baselines
-
 from trainwire.v1 import training_pb2
 from trainwire_client import TrainingClient
 
@@ -103,10 +102,14 @@ def _scores(test: training_pb2.SplitMetrics) -> Scores:
 def comparison(scores: dict[str, Scores]) -> str:
     """A table of all scores on the test windows."""
     columns = list(next(iter(scores.values())))
-    titles = [name if " " in name else f"recall {name}" for name in columns]
-    lines = ["", f"{'test windows':30}" + "".join(f"{title:>19}" for title in titles)]
+    classes = "".join(f"{name:>10}" for name in columns[2:])
+    lines = [
+        "",
+        f"{'test windows':30}{'macro':>10}{'balanced':>10}{'recall':>10}",
+        f"{'':30}{'F1':>10}{'accuracy':>10}{classes}",
+    ]
     for name, row in scores.items():
-        lines.append(f"{name:30}" + "".join(f"{row[column]:19.3f}" for column in columns))
+        lines.append(f"{name:30}" + "".join(f"{row[column]:10.3f}" for column in columns))
     return "\n".join(lines)
 
 

@@ -9,16 +9,31 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
-from trainwire_client import TrainingClient
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 
 from trainwire.v1 import dataset_pb2, training_pb2
+from trainwire_client import TrainingClient
 
 START_SECONDS = 60
+FAULTS = (
+    "rpc.error",
+    "job.error",
+    "job.worker_error",
+    "dataset.worker_error",
+    "probe.error",
+    "unstructured",
+)
+"""Log records that no request, however wrong, may cause."""
+PYTHON_TEXT = ("Traceback", 'File "', "Error:", "Error(", "Exception", "<class")
+"""What an exception leaves behind where its text gets into a message."""
 
 
 class Server:
@@ -68,6 +83,10 @@ class Server:
         """A client of this server."""
         return TrainingClient(self.address)
 
+    def channel(self) -> grpc.Channel:
+        """A bare channel, for calls that the client would not send."""
+        return grpc.insecure_channel(self.address)
+
     def children(self) -> list[int]:
         """Process ids of the training processes (children of the fork server)."""
         forkservers = _children_of(self.process.pid)
@@ -99,7 +118,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     running = Server(tmp_path_factory.mktemp("server"))
     yield running
     assert running.stop() == 0
-    assert not [r for r in running.records if r["event"] in ("rpc.error", "job.error")]
+    assert not [record for record in running.records if record["event"] in FAULTS]
 
 
 @pytest.fixture
@@ -121,6 +140,54 @@ def client(server: Server) -> Iterator[TrainingClient]:
     """A client of the shared server."""
     with server.client() as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def channel(server: Server) -> Iterator[grpc.Channel]:
+    """A bare channel to the shared server."""
+    with server.channel() as opened:
+        yield opened
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """The status that a call was refused with, decoded."""
+
+    code: grpc.StatusCode
+    message: str
+    reason: str
+    fields: dict[str, str]
+
+
+def _read(answer: Any) -> None:
+    if isinstance(answer, Iterator):
+        list(answer)
+
+
+def refusal_of(call: Callable[[], Any]) -> Refusal:
+    """The status `call` is refused with; a stream is read to its end."""
+    with pytest.raises(grpc.RpcError) as caught:
+        _read(call())
+    error: Any = caught.value
+    status = rpc_status.from_call(error)
+    assert status is not None, f"a plain status, without details: {error}"
+    assert not [trace for trace in PYTHON_TEXT if trace in str(status)], status
+    info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    for detail in status.details:
+        assert detail.Unpack(info) or detail.Unpack(bad)
+    assert info.domain == "trainwire"
+    return Refusal(
+        code=error.code(),
+        message=status.message,
+        reason=info.reason,
+        fields={violation.field: violation.description for violation in bad.field_violations},
+    )
+
+
+@pytest.fixture(scope="session")
+def refusal() -> Callable[[Callable[[], Any]], Refusal]:
+    """`refusal_of`."""
+    return refusal_of
 
 
 def make_columns(rows: int = 400, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
@@ -162,6 +229,18 @@ def small_request(dataset: str, **trainer: Any) -> training_pb2.TrainingRequest:
 def request_for(dataset: dataset_pb2.Dataset) -> Callable[..., training_pb2.TrainingRequest]:
     """Makes small requests for the shared dataset; keyword arguments are trainer fields."""
     return lambda **trainer: small_request(dataset.name, **trainer)
+
+
+@pytest.fixture
+def endless_job(
+    client: TrainingClient, request_for: Callable[..., training_pb2.TrainingRequest]
+) -> Iterator[training_pb2.TrainingJob]:
+    """A job that trains until the test is over or has ended it; later ones wait in the queue."""
+    job = client.submit(request_for(epochs=100_000, early_stopping_patience=0))
+    next(event for event in client.watch(job) if event.HasField("epoch"))
+    yield job
+    client.cancel(job)
+    assert list(client.watch(job))
 
 
 @pytest.fixture(scope="session")

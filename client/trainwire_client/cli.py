@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Annotated, NoReturn, Protocol, Self, TypeVar
 
@@ -38,6 +40,8 @@ app = typer.Typer(
 )
 
 _M = TypeVar("_M", bound=Message)
+_T = TypeVar("_T")
+_SIGNAL_SECONDS = 0.2
 _FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
 
 Target = Annotated[
@@ -378,7 +382,7 @@ def _follow(
     end = ""
     try:
         with _view(job, as_json) as view:
-            for event in client.watch(job, after):
+            for event in _events(client, job, after):
                 view.show(event)
                 seen = max(seen, event.sequence)
                 end = event.WhichOneof("event") or ""
@@ -391,6 +395,38 @@ def _follow(
         end = report.short_name(training_pb2.JobState, state).lower()
     if end != "succeeded":
         raise typer.Exit(_FAILED)
+
+
+def _events(
+    client: TrainingClient, job: training_pb2.TrainingJob, after: int
+) -> Iterator[training_pb2.TrainingEvent]:
+    """The events of a job, fetched in a thread of their own.
+
+    Ctrl-C interrupts the main thread wherever it is. Inside gRPC that is sometimes swallowed (in a
+    finalizer) or leaves a channel that never closes; waiting for a queue it is neither.
+    """
+    fetched: SimpleQueue[training_pb2.TrainingEvent | Exception | None] = SimpleQueue()
+
+    def fetch() -> None:
+        try:
+            for event in client.watch(job, after):
+                fetched.put(event)
+            fetched.put(None)
+        except Exception as error:  # raised again where the events are read
+            fetched.put(error)
+
+    threading.Thread(target=fetch, name="watch", daemon=True).start()
+    while (item := _next_of(fetched)) is not None:
+        if isinstance(item, Exception):
+            raise item
+        yield item
+
+
+def _next_of(queue: SimpleQueue[_T]) -> _T:
+    """The next item; wakes up now and then, for a signal just before a wait does not end it."""
+    while True:
+        with suppress(Empty):
+            return queue.get(timeout=_SIGNAL_SECONDS)
 
 
 def _say_how_to_go_on(target: str, job: str, seen: int) -> None:

@@ -16,7 +16,13 @@ from rich.text import Text
 from trainwire.v1 import training_pb2
 from trainwire_client import plot
 from trainwire_client.history import History
-from trainwire_client.report import failure_reason, printable, short_name, warning_reason
+from trainwire_client.report import (
+    failure_reason,
+    printable,
+    short_name,
+    warning_message,
+    warning_reason,
+)
 
 __all__ = ["LiveView", "frame", "result"]
 
@@ -212,21 +218,27 @@ def _epoch_cells(epoch: training_pb2.EpochCompleted) -> tuple[str, ...]:
 
 
 def _losses(history: History, width: int, rows: int) -> Iterator[Text]:
-    """Train and validation loss over the epochs, with a legend."""
+    """Train (scale on the left) and validation loss (on the right) over the epochs."""
     series = [
         [epoch.train.loss for epoch in history.epochs],
         [epoch.validation.loss for epoch in history.epochs],
     ]
-    drawn = plot.draw(series, max(width - _LABEL_WIDTH - 1, 1), rows)
+    drawn = plot.draw(series, max(width - 2 * _LABEL_WIDTH, 1), rows)
     yield Text()
     legend = _fact("loss", [])
-    yield legend.append("⣀⣀ train   ", _TRAIN).append("⣀⣀ validation", _VALIDATION)
-    for i, cells in enumerate(drawn.rows):
-        value = {0: f"{drawn.high:.4g}", rows - 1: f"{drawn.low:.4g}"}.get(i, "")
-        line = Text(value.rjust(_LABEL_WIDTH - 1) + " ", "dim", no_wrap=True)
+    yield legend.append("⣀⣀ train (left)   ", _TRAIN).append("⣀⣀ validation (right)", _VALIDATION)
+    left, right = (_scale(limits, rows) for limits in drawn.limits)
+    for cells, train, validation in zip(drawn.rows, left, right, strict=True):
+        line = Text(train.rjust(_LABEL_WIDTH - 1) + " ", _TRAIN, no_wrap=True)
         for character, owner in cells:
             line.append(character, (_TRAIN, _VALIDATION)[owner] if owner >= 0 else "")
-        yield line
+        yield line.append(f" {validation}", _VALIDATION)
+
+
+def _scale(limits: tuple[float, float], rows: int) -> list[str]:
+    """The labels of a y axis, one a row: the highest value at the top, the lowest at the bottom."""
+    low, high = (f"{value:.4g}" for value in limits)
+    return [high, *[""] * (rows - 2), low]
 
 
 def _warnings(warnings: list[training_pb2.JobWarning]) -> list[Text]:
@@ -244,8 +256,7 @@ def _warnings(warnings: list[training_pb2.JobWarning]) -> list[Text]:
 
 def _warning_text(kind: list[training_pb2.JobWarning]) -> str:
     times = f" ({len(kind)} times)" if len(kind) > 1 else ""
-    field = f" {kind[-1].field}:" if kind[-1].field else ""
-    return f"{warning_reason(kind[-1])}{times}:{field} {kind[-1].message}"
+    return f"{warning_reason(kind[-1])}{times}: {warning_message(kind[-1])}"
 
 
 def _clock_text(seconds: float) -> str:

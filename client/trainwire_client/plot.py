@@ -20,27 +20,29 @@ class Plot:
     Attributes:
         rows: for each line its cells, a character and the index of the series it belongs to (the
             last one drawn there; -1 where there is none).
-        low, high: the values of the lowest and the highest dots.
+        limits: for each series the values of the lowest and of the highest row of dots.
     """
 
     rows: list[list[tuple[str, int]]]
-    low: float
-    high: float
+    limits: list[tuple[float, float]]
 
 
 def draw(series: Sequence[Sequence[float]], width: int, height: int) -> Plot:
-    """Draw series over one common x axis.
+    """Draw series over one common x axis, each with a y axis of its own.
+
+    A training objective and a validation loss are different quantities: on a common y axis both
+    would be flat lines far apart.
 
     Args:
         series: values at x = 0, 1, 2...; NaN and infinite values leave a hole.
         width, height: in characters.
     """
-    low, high = _limits(series)
+    limits = [_limits(values) for values in series]
     longest = max((len(values) for values in series), default=0)
     bits = [[0] * width for _ in range(height)]
     owners = [[-1] * width for _ in range(height)]
     for owner, values in enumerate(series):
-        places = _places(values, longest, (low, high), (2 * width - 1, 4 * height - 1))
+        places = _places(values, longest, limits[owner], (2 * width - 1, 4 * height - 1))
         for x, y in _connected(places):
             bits[y // 4][x // 2] |= _DOTS[x % 2][y % 4]
             owners[y // 4][x // 2] = owner
@@ -48,11 +50,11 @@ def draw(series: Sequence[Sequence[float]], width: int, height: int) -> Plot:
         [(chr(_BLANK + bit), owner) for bit, owner in zip(*line, strict=True)]
         for line in zip(bits, owners, strict=True)
     ]
-    return Plot(rows, low, high)
+    return Plot(rows, limits)
 
 
-def _limits(series: Sequence[Sequence[float]]) -> tuple[float, float]:
-    finite = [value for values in series for value in values if math.isfinite(value)]
+def _limits(values: Sequence[float]) -> tuple[float, float]:
+    finite = [value for value in values if math.isfinite(value)]
     return (min(finite), max(finite)) if finite else (0.0, 0.0)
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "printable",
     "short_name",
     "table_lines",
+    "warning_message",
     "warning_reason",
 ]
 
@@ -175,8 +176,7 @@ def _limited(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _warning_text(warning: training_pb2.JobWarning) -> str:
-    field = f"{warning.field}: " if warning.field else ""
-    return f"{warning_reason(warning)} {field}{warning.message}"
+    return f"{warning_reason(warning)} {warning_message(warning)}"
 
 
 def _failure_texts(failure: training_pb2.Failure) -> Iterator[str]:
@@ -309,6 +309,11 @@ def failure_reason(failure: training_pb2.Failure) -> str:
 def warning_reason(warning: training_pb2.JobWarning) -> str:
     """The reason of a warning, short."""
     return short_name(training_pb2.WarningReason, warning.reason)
+
+
+def warning_message(warning: training_pb2.JobWarning) -> str:
+    """The message of a warning, with the field concerned before it if there is one."""
+    return f"{warning.field}: {warning.message}" if warning.field else warning.message
 
 
 def printable(text: str) -> str:

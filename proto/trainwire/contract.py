@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import operator
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -229,22 +230,31 @@ def violations(message: Message) -> list[Violation]:
     """
     found = list(_unknown(message, "")) + list(_broken(message, ""))
     blamed = {violation.field for violation in found}
+    # A value that is wrong by itself says nothing about the fields that it would limit.
     effective = resolve(message)
-    related = _broken_relations(effective, effective, "")
-    return found + [violation for violation in related if violation.field not in blamed]
+    return found + list(_broken_relations(effective, effective, "", blamed))
 
 
 def _unknown(message: Message, path: str) -> Iterator[Violation]:
     # The type stubs do not know that the set can be iterated.
-    for item in cast("Any", unknown_fields.UnknownFieldSet(message)):
-        yield Violation(
-            _join(path, str(item.field_number)),
-            f"unknown field number {item.field_number} of {message.DESCRIPTOR.full_name}: "
-            f"contract {contract_version()} has no such field",
-        )
+    items = cast("Any", unknown_fields.UnknownFieldSet(message))
+    for number in dict.fromkeys(item.field_number for item in items):
+        yield _unreadable(cast("Descriptor", message.DESCRIPTOR), number, path)
     for field, value in message.ListFields():
         for child_path, child in _children(field, value, _join(path, field.name)):
             yield from _unknown(child, child_path)
+
+
+def _unreadable(descriptor: Descriptor, number: int, path: str) -> Violation:
+    known = descriptor.fields_by_number.get(number)
+    if known is None:
+        return Violation(
+            _join(path, str(number)),
+            f"unknown field number {number} of {descriptor.full_name}: "
+            f"contract {contract_version()} has no such field",
+        )
+    # protobuf also puts aside what has another type on the wire, and map entries with more in them.
+    return Violation(_join(path, known.name), f"cannot be read as {type_text(known)}")
 
 
 def _children(field: FieldDescriptor, value: Any, path: str) -> Iterator[tuple[str, Message]]:
@@ -344,30 +354,41 @@ def _in_range(param: options_pb2.Param, value: float) -> bool:
     )
 
 
-def _broken_relations(message: Message, root: Message, path: str) -> Iterator[Violation]:
+def _broken_relations(
+    message: Message, root: Message, path: str, blamed: set[str]
+) -> Iterator[Violation]:
     for field in _fields(message):
         here = _join(path, field.name)
         if _is_node(field):
             if message.HasField(field.name):
-                yield from _broken_relations(getattr(message, field.name), root, here)
-        elif not _is_repeated(field):
-            for limit in _broken_limits(message, root, field, path):
+                yield from _broken_relations(getattr(message, field.name), root, here, blamed)
+        elif here not in blamed:
+            for limit in _broken_limits(root, _param(field), here, blamed):
                 value = _plain(getattr(message, field.name))
                 yield Violation(here, f"{value} is not allowed; allowed: {limit}")
 
 
 def _broken_limits(
-    message: Message, root: Message, field: FieldDescriptor, path: str
+    root: Message, param: options_pb2.Param, path: str, blamed: set[str]
 ) -> Iterator[str]:
-    """The limits that other fields set to this one and that its value breaks."""
-    value, param = getattr(message, field.name), _param(field)
-    if param.less_than and not value < getattr(message, param.less_than):
-        yield f"less than {_named(root, _join(path, param.less_than))}"
-    if param.maximum_from and not value <= _lookup(root, param.maximum_from):
-        yield f"at most {_named(root, param.maximum_from)}"
-    sibling = param.sum_below_one_with
-    if sibling and not value + getattr(message, sibling) < 1:
-        yield f"less than 1 together with {_named(root, _join(path, sibling))}"
+    """The limits that other fields set to the one at `path` and that its value breaks."""
+    parent = path.rpartition(".")[0]
+    rules = (
+        (_sibling(parent, param.less_than), operator.lt, "less than"),
+        (param.maximum_from, operator.le, "at most"),
+        (_sibling(parent, param.sum_below_one_with), _below_one, "less than 1 together with"),
+    )
+    for other, holds, words in rules:
+        if other and other not in blamed and not holds(_lookup(root, path), _lookup(root, other)):
+            yield f"{words} {_named(root, other)}"
+
+
+def _sibling(parent: str, name: str) -> str:
+    return _join(parent, name) if name else ""
+
+
+def _below_one(one: float, other: float) -> bool:
+    return one + other < 1
 
 
 def _named(root: Message, path: str) -> str:
@@ -384,13 +405,16 @@ def set_fields(message: Message) -> list[str]:
 
 def _set_fields(message: Message, path: str) -> Iterator[str]:
     for field, value in message.ListFields():
-        here = _join(path, field.name)
-        if not _is_node(field):
-            yield here
-        elif value.ListFields():
-            yield from _set_fields(value, here)
-        elif field.containing_oneof is not None:
-            yield here
+        yield from _set_at(field, value, _join(path, field.name))
+
+
+def _set_at(field: FieldDescriptor, value: Any, path: str) -> Iterator[str]:
+    if not _is_node(field):
+        yield path
+    elif value.ListFields():
+        yield from _set_fields(value, path)
+    elif field.containing_oneof is not None:
+        yield path
 
 
 def warnings(request: training_pb2.TrainingRequest) -> list[Violation]:
@@ -422,7 +446,7 @@ def _value_name(message: Message, path: str) -> str:
 
 
 def differences(one: Message, other: Message) -> list[str]:
-    """Paths at which two messages of one type differ, leaves only."""
+    """Paths at which two messages of one type differ; what `set_fields` does not list is none."""
     return sorted(_differences(one, other, ""))
 
 
@@ -431,9 +455,7 @@ def _differences(one: Message, other: Message, path: str) -> Iterator[str]:
         here = _join(path, field.name)
         mine, theirs = getattr(one, field.name), getattr(other, field.name)
         if field.has_presence and one.HasField(field.name) != other.HasField(field.name):
-            held = one if one.HasField(field.name) else other
-            below = set_fields(getattr(held, field.name)) if _is_node(field) else []
-            yield from (_join(here, path) for path in below) if below else (here,)
+            yield from _set_at(field, mine if one.HasField(field.name) else theirs, here)
         elif _is_node(field):
             yield from _differences(mine, theirs, here)
         elif mine != theirs:
@@ -586,12 +608,17 @@ def assign(message: Message, path: str, text: str) -> None:
     for depth, name in enumerate(parents):
         field = _field(holder, name, ".".join(parents[: depth + 1]), message)
         if _is_map(field):
-            getattr(holder, name)[".".join([*parents[depth + 1 :], leaf])] = text
+            key = ".".join([*parents[depth + 1 :], leaf])
+            getattr(holder, name)[key] = _parse(_map_value(field), text, path)
             return
         if not _is_node(field):
             raise ContractError([Violation(path, f"{name} has no fields of its own")])
         holder = getattr(holder, name)
     _assign_leaf(holder, _field(holder, leaf, path, message), path, text)
+
+
+def _map_value(field: FieldDescriptor) -> FieldDescriptor:
+    return cast("Descriptor", field.message_type).fields_by_name["value"]
 
 
 def _field(holder: Message, name: str, path: str, root: Message) -> FieldDescriptor:
@@ -627,9 +654,16 @@ def _parse(field: FieldDescriptor, text: str, path: str) -> Any:
     try:
         return _parsers(field)(text)
     except (ValueError, KeyError):
-        expected = ", ".join(enum_names(field.enum_type)) if field.enum_type else type_text(field)
-        problem = f"{text!r} is not allowed; allowed: {expected} {range_text(field)}".rstrip()
+        problem = f"{text!r} is not allowed; allowed: {_allowed_text(field)}"
         raise ContractError([Violation(path, problem)]) from None
+
+
+def _allowed_text(field: FieldDescriptor) -> str:
+    if field.enum_type is not None:
+        return ", ".join(enum_names(field.enum_type))
+    if field.cpp_type == FieldDescriptor.CPPTYPE_BOOL:
+        return "true, false"
+    return f"{type_text(field)} {range_text(field)}".rstrip()
 
 
 def _parsers(field: FieldDescriptor) -> Any:
@@ -639,7 +673,13 @@ def _parsers(field: FieldDescriptor) -> Any:
         return lambda text: {"true": True, "false": False}[text.lower()]
     if field.cpp_type in _INTEGERS:
         return lambda text: _parse_integer(field, text)
-    return float if field.cpp_type in _REALS else str
+    return float if field.cpp_type in _REALS else _parse_string
+
+
+def _parse_string(text: str) -> str:
+    """Refuses what is not Unicode, such as bytes of another encoding on a command line."""
+    text.encode()
+    return text
 
 
 def _parse_integer(field: FieldDescriptor, text: str) -> int:

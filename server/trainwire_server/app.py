@@ -30,6 +30,7 @@ from trainwire_server.logs import configure_logs
 from trainwire_server.service.dataset import DatasetService
 from trainwire_server.service.devices import Devices
 from trainwire_server.service.model import ModelService
+from trainwire_server.service.status import DecodeInterceptor
 from trainwire_server.service.system import SystemService
 from trainwire_server.service.training import TrainingService
 from trainwire_server.settings import Settings
@@ -94,7 +95,7 @@ def _open_store(catalog: Catalog) -> Store:
 
 async def _serve(settings: Settings, catalog: Catalog, store: Store) -> None:
     stop = _stop_signal()
-    server = grpc.aio.server(options=_OPTIONS)
+    server = grpc.aio.server(interceptors=[DecodeInterceptor()], options=_OPTIONS)
     address = _bind(server, settings.listen)
     executor = LocalExecutor()
     devices = Devices(executor)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+_FORMATS = ("auto", "console", "json")
+_LEVELS = ("debug", "info", "warning")
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,20 @@ def _parser() -> argparse.ArgumentParser:
     add("--data-dir", type=Path, default="trainwire-data", help="folder for everything stored")
     add("--threads", type=_count, default=os.cpu_count() or 1, help="threads of a training process")
     add("--grace", type=_seconds, default=10.0, help="seconds calls and cancelled jobs get to end")
-    add("--log-format", choices=("auto", "console", "json"), default="auto", help="how to log")
-    add("--log-level", choices=("debug", "info", "warning"), default="info", help="least severe")
+    add("--log-format", type=_one_of(*_FORMATS), default="auto", help=", ".join(_FORMATS))
+    add("--log-level", type=_one_of(*_LEVELS), default="info", help=", ".join(_LEVELS))
     return parser
+
+
+def _one_of(*allowed: str) -> Callable[[str], str]:
+    """A type, not argparse's `choices`, which does not look at values from the environment."""
+
+    def check(text: str) -> str:
+        if text not in allowed:
+            raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(allowed)}")
+        return text
+
+    return check
 
 
 def _address(text: str) -> str:

@@ -141,7 +141,7 @@ def test_the_frame_shows_the_job() -> None:
         "at most 2:03 left",
         "20/80",
         "loss 0.7500, 1,700 windows/s",
-        "⣀⣀ train   ⣀⣀ validation",
+        "⣀⣀ train (left)   ⣀⣀ validation (right)",
     ):
         assert part in text
     assert "\x1b" not in text
@@ -149,7 +149,8 @@ def test_the_frame_shows_the_job() -> None:
 
 def test_the_table_shows_recent_epochs_and_keeps_the_best_in_sight() -> None:
     lines = _lines(_history(_events(30)))
-    rows = [line.split() for line in lines if line.split()[:1] and line.split()[0].isdigit()]
+    table = lines[: next(i for i, line in enumerate(lines) if line.startswith("loss"))]
+    rows = [line.split() for line in table if line.split()[:1] and line.split()[0].isdigit()]
     assert [row[0] for row in rows] == ["2", "26", "27", "28", "29", "30"]
     assert rows[0] == [
         "2", "0.5000", "0.5000", "0.712", "0.444", "0.333", "5.00e-05", "1,642", "★",
@@ -279,7 +280,7 @@ def _dots(drawn: plot.Plot) -> set[tuple[int, int]]:
 def test_a_straight_line_is_a_diagonal() -> None:
     drawn = plot.draw([[0, 1, 2, 3, 4, 5, 6, 7]], width=4, height=2)
     assert _dots(drawn) == {(x, 7 - x) for x in range(8)}
-    assert (drawn.low, drawn.high) == (0, 7)
+    assert drawn.limits == [(0, 7)]
 
 
 def test_neighbours_are_connected_without_holes() -> None:
@@ -290,8 +291,14 @@ def test_neighbours_are_connected_without_holes() -> None:
 
 
 def test_cells_know_their_series() -> None:
-    drawn = plot.draw([[0, 0], [1, 1]], width=3, height=2)
-    assert [[owner for _, owner in row] for row in drawn.rows] == [[1, 1, 1], [0, 0, 0]]
+    drawn = plot.draw([[1, 0], [0, 1]], width=4, height=2)
+    assert [[owner for _, owner in row] for row in drawn.rows] == [[0, 0, 1, 1], [1, 1, 0, 0]]
+
+
+def test_every_series_has_a_y_axis_of_its_own() -> None:
+    near, far = [[0, 1, 0]], [[1000, 1001, 1000]]
+    assert _dots(plot.draw(near, width=6, height=3)) == _dots(plot.draw(far, width=6, height=3))
+    assert plot.draw([*near, *far], width=6, height=3).limits == [(0, 1), (1000, 1001)]
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,13 @@ def test_progress_is_written_every_half_minute_at_most() -> None:
     assert [line.split()[2] for line in lines] == ["step=30/0", "step=60/0", "loss=1.2346"]
 
 
+def test_a_warning_names_its_field_if_it_has_one() -> None:
+    warning = training_pb2.JobWarning(message="is large", field="model.dropout")
+    assert report.warning_message(warning) == "model.dropout: is large"
+    warning.ClearField("field")
+    assert report.warning_message(warning) == "is large"
+
+
 def test_control_characters_never_reach_the_terminal() -> None:
     warning = training_pb2.JobWarning(message="a\x1b[2Jb\nc\u202ed")
     (line,) = report.event_lines(_event(warning=warning))

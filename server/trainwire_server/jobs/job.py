@@ -60,7 +60,7 @@ def first_events(
     warnings = [
         training_pb2.JobWarning(
             reason=training_pb2.WARNING_REASON_FIELD_WITHOUT_EFFECT,
-            message=f"{warning.field} is {warning.description}",
+            message=warning.description,
             field=warning.field,
         )
         for warning in contract.warnings(submitted)

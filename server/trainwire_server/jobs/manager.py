@@ -127,6 +127,12 @@ class Manager:
         """
         if self._stopping:
             raise ServerStopping("the server is stopping; try again")
+        # Shielded: a caller that leaves half way must not leave a stored job that nobody runs.
+        return await asyncio.shield(self._submit(request, has_gpu))
+
+    async def _submit(
+        self, request: training_pb2.TrainingRequest, has_gpu: Callable[[], Awaitable[bool]]
+    ) -> training_pb2.TrainingJob:
         # One at a time, so that two calls with one request_id cannot both find it new.
         async with self._submitting:
             before = await self._submitted_before(request)
@@ -253,12 +259,18 @@ class Manager:
         Raises:
             NotFound: no such job.
         """
+        # Shielded: a caller that leaves half way must not leave a job half cancelled.
+        return await asyncio.shield(self._cancel(name))
+
+    async def _cancel(self, name: str) -> training_pb2.TrainingJob:
         active = self._active.get(name)
         if active is None:
             return await self.get(name)
         async with active.lock:
             if active.job.state == training_pb2.JOB_STATE_QUEUED:
-                self._queue.remove(name)
+                # One that has just got its slot is out of the queue and sees that it has ended.
+                if name in self._queue:
+                    self._queue.remove(name)
                 await self._record(active, jobs.cancelled(active.job))
             elif active.job.state == training_pb2.JOB_STATE_RUNNING:
                 await self._begin_cancel(active)
@@ -305,6 +317,8 @@ class Manager:
 
     async def _run_process(self, active: _Active, log: structlog.stdlib.BoundLogger) -> None:
         async with active.lock:
+            if active.job.state in jobs.TERMINAL:
+                return
             active.job = jobs.begin(active.job, jobs.now())
             await self._store.save(active.job)
         log.info("job.started", **_parameters(active.job))
@@ -409,8 +423,11 @@ def _check_suitability(request: training_pb2.TrainingRequest, dataset: dataset_p
 
 def _lost(status: int) -> training_pb2.TrainingEvent:
     how = f"was killed by signal {-status}" if status < 0 else f"ended with exit status {status}"
-    hint = " (the system does that when memory runs out)" if status == -9 else ""
-    return jobs.failed(training_pb2.FAILURE_REASON_WORKER_LOST, f"the training process {how}{hint}")
+    advice = "submit the job again"
+    if status == -9:
+        advice += "; if memory ran out, which ends in signal 9, lower trainer.batch_size first"
+    message = f"the training process {how}; {advice}"
+    return jobs.failed(training_pb2.FAILURE_REASON_WORKER_LOST, message)
 
 
 def _note(outcome: _Outcome, message: Message, log: structlog.stdlib.BoundLogger) -> None:

@@ -132,13 +132,14 @@ class Store:
 
 def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None)
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA foreign_keys = ON")
+    # First of all: what follows already writes to the file.
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version not in (0, _SCHEMA_VERSION):
         connection.close()
         raise sqlite3.DatabaseError(f"{path} was written by another version of trainwire")
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
     connection.executescript(_SQL["schema"])
     connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
     return connection

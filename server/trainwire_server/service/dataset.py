@@ -59,12 +59,17 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
         """Have a child process parse the bytes: whatever they do to it, the server goes on."""
         execution = await self._executor.start(Ingest(upload.source, upload.table))
         answer: Any = None
-        async for message in execution.messages():
-            if isinstance(message, dataset_pb2.Dataset | training_pb2.Failure):
-                answer = message
-            else:
-                structlog.get_logger().error("dataset.worker_error", details=str(message))
-        status = await execution.wait()
+        try:
+            async for message in execution.messages():
+                if isinstance(message, dataset_pb2.Dataset | training_pb2.Failure):
+                    answer = message
+                else:
+                    structlog.get_logger().error("dataset.worker_error", details=str(message))
+            status = await execution.wait()
+        finally:
+            # A caller that left: the process must be gone before its folder is removed.
+            execution.kill()
+            await execution.wait()
         if isinstance(answer, dataset_pb2.Dataset):
             return answer
         raise _ingest_error(answer, status)

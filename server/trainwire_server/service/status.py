@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import structlog
 from google.protobuf import any_pb2
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 
 from trainwire import contract
@@ -43,7 +43,7 @@ def rpc(method: _Method) -> _Method:
     @wraps(method)
     async def call(servicer: Any, request: Any, context: Any) -> Any:
         try:
-            if isinstance(request, Message):
+            if isinstance(request, Message | Undecodable):
                 check(request)
             return await method(servicer, request, context)
         except errors.RequestError as error:
@@ -57,8 +57,37 @@ def rpc(method: _Method) -> _Method:
     return call
 
 
-def check(request: Message) -> None:
+class Undecodable:
+    """Stands for a request message whose bytes are none."""
+
+
+class DecodeInterceptor(grpc.aio.ServerInterceptor):
+    """Hands bytes that cannot be decoded to the method as `Undecodable`.
+
+    By itself grpc.aio would answer UNKNOWN with the text of the Python exception.
+    """
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        handler = await continuation(details)
+        if handler is None or not details.method.startswith("/trainwire."):
+            return handler
+        return handler._replace(request_deserializer=_guarded(handler.request_deserializer))
+
+
+def _guarded(decode: Callable[[bytes], Message]) -> Callable[[bytes], Message | Undecodable]:
+    def decode_or_mark(data: bytes) -> Message | Undecodable:
+        try:
+            return decode(data)
+        except DecodeError:
+            return Undecodable()
+
+    return decode_or_mark
+
+
+def check(request: Message | Undecodable) -> None:
     """Raise InvalidRequest with everything in which a message breaks the contract."""
+    if isinstance(request, Undecodable):
+        raise errors.InvalidRequest("the bytes of the request are no message of this call")
     found = contract.violations(request)
     if found:
         listing = "; ".join(str(violation) for violation in found)

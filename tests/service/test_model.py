@@ -1,0 +1,114 @@
+"""ModelService over the wire."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf import json_format
+
+from trainwire.v1 import dataset_pb2, model_pb2, model_pb2_grpc, training_pb2
+from trainwire_client import TrainingClient
+
+RequestFor = Callable[..., training_pb2.TrainingRequest]
+Refusal = Callable[[Callable[[], Any]], Any]
+
+FILES = ["MODEL_CARD.md", "metrics.json", "model.safetensors", "preprocessing.json", "request.json"]
+
+
+@pytest.fixture(scope="module")
+def stub(channel: grpc.Channel) -> model_pb2_grpc.ModelServiceStub:
+    return model_pb2_grpc.ModelServiceStub(channel)
+
+
+@pytest.fixture(scope="module")
+def finished(
+    client: TrainingClient, dataset: dataset_pb2.Dataset, small: RequestFor
+) -> training_pb2.TrainingJob:
+    return client.wait(client.submit(small(dataset.name)))
+
+
+def download(
+    stub: model_pb2_grpc.ModelServiceStub, name: str
+) -> list[tuple[model_pb2.ModelFile, bytes]]:
+    """Each file as it was announced, with its bytes."""
+    files: list[tuple[model_pb2.ModelFile, bytes]] = []
+    for message in stub.DownloadModel(model_pb2.DownloadModelRequest(name=name)):
+        if message.HasField("file"):
+            files.append((message.file, b""))
+        else:
+            file, data = files.pop()
+            files.append((file, data + message.chunk.data))
+    return files
+
+
+def test_a_model_says_where_it_comes_from(
+    client: TrainingClient, finished: training_pb2.TrainingJob
+) -> None:
+    model = client.model(finished.model)
+    *_, last = client.watch(finished)
+    assert model.name == finished.model
+    assert model.job == finished.name
+    assert model.request_digest == finished.request_digest
+    assert model.dataset_digest == finished.dataset_digest
+    assert model.test == last.succeeded.test
+    assert model.best_epoch == last.succeeded.best_epoch
+    assert list(model.class_names) == ["0", "1"]
+    assert model.create_time.ToSeconds() >= finished.create_time.ToSeconds()
+    started = next(event.started for event in client.watch(finished) if event.HasField("started"))
+    assert model.parameter_count == started.parameter_count
+
+
+def test_a_download_is_what_the_model_announces(
+    client: TrainingClient,
+    stub: model_pb2_grpc.ModelServiceStub,
+    finished: training_pb2.TrainingJob,
+) -> None:
+    files = download(stub, finished.model)
+    assert [file for file, _ in files] == list(client.model(finished.model).files)
+    assert sorted(file.name for file, _ in files) == FILES
+    for file, data in files:
+        assert file.size_bytes == len(data)
+        assert file.sha256 == hashlib.sha256(data).hexdigest()
+
+
+def test_the_bundle_holds_the_request_and_the_metrics(
+    client: TrainingClient,
+    stub: model_pb2_grpc.ModelServiceStub,
+    finished: training_pb2.TrainingJob,
+) -> None:
+    files = {file.name: data for file, data in download(stub, finished.model)}
+    request = training_pb2.TrainingRequest()
+    json_format.Parse(files["request.json"].decode(), request)
+    expected = training_pb2.TrainingRequest()
+    expected.CopyFrom(finished.request)
+    for name in ("request_id", "display_name", "labels"):
+        expected.ClearField(name)  # type: ignore[arg-type]
+        request.ClearField(name)  # type: ignore[arg-type]
+    assert request == expected
+    assert json.loads(files["preprocessing.json"])["feature_columns"] == ["a", "b"]
+    test = client.model(finished.model).test
+    assert json.loads(files["metrics.json"])["test"]["loss"] == test.loss
+
+
+def test_models_are_listed_page_by_page_newest_first(
+    client: TrainingClient, request_for: RequestFor
+) -> None:
+    models = [client.wait(client.submit(request_for(epochs=1))).model for _ in range(2)]
+    listed = list(client.models(page_size=1))
+    assert [model.name for model in listed[:2]] == models[::-1]
+    assert listed == list(client.models())
+    assert len({model.name for model in listed}) == len(listed)
+    assert listed[0] == client.model(models[-1])
+
+
+def test_a_page_token_of_another_make_is_invalid(
+    stub: model_pb2_grpc.ModelServiceStub, refusal: Refusal
+) -> None:
+    refused = refusal(lambda: stub.ListModels(model_pb2.ListModelsRequest(page_token="x")))
+    assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert set(refused.fields) == {"page_token"}

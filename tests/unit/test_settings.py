@@ -1,0 +1,62 @@
+"""Flags, environment variables and defaults of the server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trainwire_server.settings import Settings, read_settings
+
+
+def test_defaults_bind_to_loopback() -> None:
+    settings = read_settings([], {})
+    assert settings.listen == "127.0.0.1:50051"
+    assert settings.data_dir == Path("trainwire-data")
+
+
+def test_every_flag_is_an_environment_variable() -> None:
+    environment = {
+        "TRAINWIRE_LISTEN": "[::1]:0",
+        "TRAINWIRE_DATA_DIR": "/tmp/elsewhere",
+        "TRAINWIRE_THREADS": "3",
+        "TRAINWIRE_GRACE": "1.5",
+        "TRAINWIRE_LOG_FORMAT": "json",
+        "TRAINWIRE_LOG_LEVEL": "debug",
+    }
+    assert read_settings([], environment) == Settings(
+        listen="[::1]:0",
+        data_dir=Path("/tmp/elsewhere"),
+        threads=3,
+        grace=1.5,
+        log_format="json",
+        log_level="debug",
+    )
+    assert len(environment) == len(Settings.__dataclass_fields__)
+
+
+def test_a_flag_wins_over_the_environment() -> None:
+    settings = read_settings(["--threads", "2"], {"TRAINWIRE_THREADS": "3"})
+    assert settings.threads == 2
+
+
+@pytest.mark.parametrize(
+    ("flag", "variable", "value"),
+    [
+        ("--listen", "TRAINWIRE_LISTEN", "50051"),
+        ("--listen", "TRAINWIRE_LISTEN", "localhost:70000"),
+        ("--threads", "TRAINWIRE_THREADS", "0"),
+        ("--threads", "TRAINWIRE_THREADS", "many"),
+        ("--grace", "TRAINWIRE_GRACE", "-1"),
+        ("--grace", "TRAINWIRE_GRACE", "nan"),
+        ("--log-format", "TRAINWIRE_LOG_FORMAT", "xml"),
+    ],
+)
+def test_a_bad_value_is_refused_wherever_it_stands(
+    flag: str, variable: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments, environment in (([flag, value], {}), ([], {variable: value})):
+        with pytest.raises(SystemExit) as stop:
+            read_settings(arguments, environment)
+        assert stop.value.code == 2
+        assert value in capsys.readouterr().err

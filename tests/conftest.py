@@ -89,8 +89,11 @@ class Server:
 
     def children(self) -> list[int]:
         """Process ids of the training processes (children of the fork server)."""
-        forkservers = _children_of(self.process.pid)
-        return [child for parent in forkservers for child in _children_of(parent)]
+        return [child for parent in self.helpers() for child in _children_of(parent)]
+
+    def helpers(self) -> list[int]:
+        """Process ids of the server's own children: the fork server and what goes with it."""
+        return _children_of(self.process.pid)
 
     def stop(self) -> int:
         """Ask the server to stop; its exit status."""
@@ -115,7 +118,8 @@ def _children_of(pid: int) -> list[int]:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server shared by all tests that do it no harm."""
-    running = Server(tmp_path_factory.mktemp("server"))
+    # The grace is what a test waits for when a worker does not heed a cancel.
+    running = Server(tmp_path_factory.mktemp("server"), "--grace", "2")
     yield running
     assert running.stop() == 0
     assert not [record for record in running.records if record["event"] in FAULTS]

@@ -103,21 +103,21 @@ class Parameter:
 
 
 @cache
-def _param(field: FieldDescriptor) -> options_pb2.Param:
+def field_param(field: FieldDescriptor) -> options_pb2.Param:
     return field.GetOptions().Extensions[options_pb2.param]
 
 
 @cache
-def _oneof_param(oneof: OneofDescriptor) -> options_pb2.OneofParam:
+def oneof_param(oneof: OneofDescriptor) -> options_pb2.OneofParam:
     return oneof.GetOptions().Extensions[options_pb2.oneof_param]
 
 
 def _oneofs(message: Message) -> list[OneofDescriptor]:
     """The oneofs a person wrote: proto3 `optional` makes one of each field, which do not count."""
-    return _written_oneofs(cast("Descriptor", message.DESCRIPTOR))
+    return written_oneofs(cast("Descriptor", message.DESCRIPTOR))
 
 
-def _written_oneofs(descriptor: Descriptor) -> list[OneofDescriptor]:
+def written_oneofs(descriptor: Descriptor) -> list[OneofDescriptor]:
     return [
         oneof
         for oneof in descriptor.oneofs
@@ -129,7 +129,7 @@ def _fields(message: Message) -> list[FieldDescriptor]:
     return cast("list[FieldDescriptor]", list(message.DESCRIPTOR.fields))
 
 
-def _is_repeated(field: FieldDescriptor) -> bool:
+def is_repeated(field: FieldDescriptor) -> bool:
     """`is_repeated` is new in protobuf 6.31, and the older `label` is deprecated there."""
     known: bool | None = getattr(field, "is_repeated", None)
     if known is not None:
@@ -138,18 +138,18 @@ def _is_repeated(field: FieldDescriptor) -> bool:
     return label == FieldDescriptor.LABEL_REPEATED
 
 
-def _is_map(field: FieldDescriptor) -> bool:
+def is_map(field: FieldDescriptor) -> bool:
     return field.message_type is not None and field.message_type.GetOptions().map_entry
 
 
 def _is_node(field: FieldDescriptor) -> bool:
     """Whether the field is a single message, with fields of its own."""
-    return field.message_type is not None and not _is_repeated(field)
+    return field.message_type is not None and not is_repeated(field)
 
 
 def _default(field: FieldDescriptor) -> Any:
     """The declared default as a Python value, or None."""
-    value = _param(field).default
+    value = field_param(field).default
     kind = value.WhichOneof("kind")
     if kind is None:
         return None
@@ -189,7 +189,7 @@ def resolve(message: _M) -> _M:
 
 def _fill(message: Message) -> None:
     for oneof in _oneofs(message):
-        member = _oneof_param(oneof).default
+        member = oneof_param(oneof).default
         if member and message.WhichOneof(oneof.name) is None:
             getattr(message, member).SetInParent()
     for field in _fields(message):
@@ -215,8 +215,8 @@ def _fill_from_others(message: Message, root: Message) -> None:
         if _is_node(field):
             if message.HasField(field.name):
                 _fill_from_others(getattr(message, field.name), root)
-        elif _param(field).default_from and not message.HasField(field.name):
-            setattr(message, field.name, _lookup(root, _param(field).default_from))
+        elif field_param(field).default_from and not message.HasField(field.name):
+            setattr(message, field.name, _lookup(root, field_param(field).default_from))
 
 
 # ------------------------------------------------------------------------ violations
@@ -259,9 +259,9 @@ def _unreadable(descriptor: Descriptor, number: int, path: str) -> Violation:
 
 def _children(field: FieldDescriptor, value: Any, path: str) -> Iterator[tuple[str, Message]]:
     """The messages held by a field, with their paths."""
-    if field.message_type is None or _is_map(field):
+    if field.message_type is None or is_map(field):
         return
-    if _is_repeated(field):
+    if is_repeated(field):
         yield from ((f"{path}[{i}]", item) for i, item in enumerate(value))
     else:
         yield path, value
@@ -269,7 +269,7 @@ def _children(field: FieldDescriptor, value: Any, path: str) -> Iterator[tuple[s
 
 def _broken(message: Message, path: str) -> Iterator[Violation]:
     for oneof in _oneofs(message):
-        if _oneof_param(oneof).required and message.WhichOneof(oneof.name) is None:
+        if oneof_param(oneof).required and message.WhichOneof(oneof.name) is None:
             names = ", ".join(field.name for field in oneof.fields)
             yield Violation(_join(path, oneof.name), f"required: set one of {names}")
     for field in _fields(message):
@@ -278,26 +278,26 @@ def _broken(message: Message, path: str) -> Iterator[Violation]:
 
 def _broken_field(message: Message, field: FieldDescriptor, path: str) -> Iterator[Violation]:
     value = getattr(message, field.name)
-    if _is_map(field):
+    if is_map(field):
         yield from _broken_map(field, value, path)
-    elif _is_repeated(field):
+    elif is_repeated(field):
         yield from _broken_list(field, value, path)
     elif _is_node(field):
         # A member of a oneof that was not chosen is not there; other messages count as empty.
         if field.containing_oneof is None or message.HasField(field.name):
             yield from _broken(value, path)
     elif field.has_presence and not message.HasField(field.name):
-        if _param(field).required:
-            yield Violation(path, f"required: {_param(field).description}")
+        if field_param(field).required:
+            yield Violation(path, f"required: {field_param(field).description}")
     else:
         yield from _broken_value(field, value, path)
 
 
 def _broken_map(field: FieldDescriptor, value: Any, path: str) -> Iterator[Violation]:
     yield from _too_many(field, value, path)
-    limit = _param(field).max_length
+    limit = field_param(field).max_length
     for key in sorted(value):
-        if _param(field).HasField("max_length") and max(len(key), len(value[key])) > limit:
+        if field_param(field).HasField("max_length") and max(len(key), len(value[key])) > limit:
             yield Violation(f"{path}.{key[:40]}", f"key and value take at most {limit} characters")
 
 
@@ -309,13 +309,13 @@ def _broken_list(field: FieldDescriptor, value: Any, path: str) -> Iterator[Viol
             yield from _broken(item, f"{path}[{i}]")
             continue
         yield from _broken_value(field, item, f"{path}[{i}]")
-        if _param(field).unique_items and item in seen:
+        if field_param(field).unique_items and item in seen:
             yield Violation(f"{path}[{i}]", f"{item!r} is there twice")
         seen.add(item)
 
 
 def _too_many(field: FieldDescriptor, value: Any, path: str) -> Iterator[Violation]:
-    param = _param(field)
+    param = field_param(field)
     if param.HasField("max_items") and len(value) > param.max_items:
         yield Violation(path, f"{len(value)} entries; allowed: at most {param.max_items}")
 
@@ -324,8 +324,8 @@ def _broken_value(field: FieldDescriptor, value: Any, path: str) -> Iterator[Vio
     if field.enum_type is not None:
         yield from _broken_enum(field.enum_type, value, path)
     elif field.cpp_type == FieldDescriptor.CPPTYPE_STRING and field.type == field.TYPE_STRING:
-        yield from _broken_string(_param(field), value, path)
-    elif field.cpp_type in _INTEGERS | _REALS and not _in_range(_param(field), value):
+        yield from _broken_string(field_param(field), value, path)
+    elif field.cpp_type in _INTEGERS | _REALS and not _in_range(field_param(field), value):
         yield Violation(path, f"{_plain(value)} is not allowed; allowed: {range_text(field)}")
 
 
@@ -363,7 +363,7 @@ def _broken_relations(
             if message.HasField(field.name):
                 yield from _broken_relations(getattr(message, field.name), root, here, blamed)
         elif here not in blamed:
-            for limit in _broken_limits(root, _param(field), here, blamed):
+            for limit in _broken_limits(root, field_param(field), here, blamed):
                 value = _plain(getattr(message, field.name))
                 yield Violation(here, f"{value} is not allowed; allowed: {limit}")
 
@@ -516,10 +516,10 @@ def _parameter(field: FieldDescriptor, path: str) -> Parameter:
     return Parameter(
         path=path,
         type=type_text(field),
-        repeated=_is_repeated(field) and not _is_map(field),
+        repeated=is_repeated(field) and not is_map(field),
         enum_values=tuple(enum_names(field.enum_type)) if field.enum_type else (),
         oneof=_enclosing_oneof(cast("Descriptor", field.containing_type)),
-        param=_param(field),
+        param=field_param(field),
         field=field,
     )
 
@@ -527,7 +527,7 @@ def _parameter(field: FieldDescriptor, path: str) -> Parameter:
 def _enclosing_oneof(descriptor: Descriptor) -> str:
     """Name of the TrainingRequest oneof that `descriptor` is a member of, or ""."""
     for message in training_pb2.DESCRIPTOR.message_types_by_name.values():
-        for oneof in _written_oneofs(message):
+        for oneof in written_oneofs(message):
             if any(field.message_type is descriptor for field in oneof.fields):
                 return str(oneof.name)
     return ""
@@ -535,7 +535,7 @@ def _enclosing_oneof(descriptor: Descriptor) -> str:
 
 def type_text(field: FieldDescriptor) -> str:
     """The field's type as a person writes it: "uint32", "SchedulerType", "map<string, string>"."""
-    if _is_map(field):
+    if is_map(field):
         return "map<string, string>"
     if field.enum_type is not None:
         return str(field.enum_type.name)
@@ -552,8 +552,8 @@ def enum_names(enum: EnumDescriptor) -> list[str]:
 
 def default_text(field: FieldDescriptor) -> str:
     """The default as a person writes it; empty if there is none."""
-    if _param(field).default_from:
-        return f"value of {_param(field).default_from}"
+    if field_param(field).default_from:
+        return f"value of {field_param(field).default_from}"
     default = _default(field)
     return "" if default is None else value_text(field, default)
 
@@ -568,7 +568,7 @@ def value_text(field: FieldDescriptor, value: Any) -> str:
 
 def range_text(field: FieldDescriptor) -> str:
     """The range as mathematicians write it, such as "(0, 1]"; empty if the field has none."""
-    param = _param(field)
+    param = field_param(field)
     low = f"[{_plain(param.minimum)}" if param.HasField("minimum") else ""
     low = f"({_plain(param.exclusive_minimum)}" if param.HasField("exclusive_minimum") else low
     high = f"{_plain(param.maximum)}]" if param.HasField("maximum") else ""
@@ -607,7 +607,7 @@ def assign(message: Message, path: str, text: str) -> None:
     holder = message
     for depth, name in enumerate(parents):
         field = _field(holder, name, ".".join(parents[: depth + 1]), message)
-        if _is_map(field):
+        if is_map(field):
             key = ".".join([*parents[depth + 1 :], leaf])
             getattr(holder, name)[key] = _parse(_map_value(field), text, path)
             return
@@ -641,10 +641,10 @@ def _assign_leaf(holder: Message, field: FieldDescriptor, path: str, text: str) 
         if text:
             raise ContractError([Violation(path, "is a message: set one of its fields")])
         getattr(holder, field.name).SetInParent()
-    elif _is_repeated(field) and not _is_map(field):
+    elif is_repeated(field) and not is_map(field):
         items = [item.strip() for item in text.split(",") if item.strip()]
         getattr(holder, field.name)[:] = [_parse(field, item, path) for item in items]
-    elif _is_map(field):
+    elif is_map(field):
         raise ContractError([Violation(path, f"is a map: set {path}.KEY")])
     else:
         setattr(holder, field.name, _parse(field, text, path))

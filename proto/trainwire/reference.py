@@ -23,11 +23,11 @@ from google.protobuf.json_format import MessageToDict
 
 from trainwire import contract
 from trainwire.contract import (
-    _is_map,
-    _is_repeated,
-    _oneof_param,
-    _param,
-    _written_oneofs,
+    field_param,
+    is_map,
+    is_repeated,
+    oneof_param,
+    written_oneofs,
 )
 from trainwire.v1 import dataset_pb2, model_pb2, options_pb2, system_pb2, training_pb2
 
@@ -104,7 +104,7 @@ def _other_sections() -> Iterator[str]:
 
 
 def _row(field: FieldDescriptor, path: str) -> tuple[str, ...]:
-    param = _param(field)
+    param = field_param(field)
     return (
         f"`{path}`",
         _type_cell(field),
@@ -118,7 +118,7 @@ def _row(field: FieldDescriptor, path: str) -> tuple[str, ...]:
 
 
 def _type_cell(field: FieldDescriptor) -> str:
-    repeated = _is_repeated(field) and not _is_map(field)
+    repeated = is_repeated(field) and not is_map(field)
     kind = f"{'repeated ' if repeated else ''}{contract.type_text(field)}"
     if field.enum_type is None:
         return kind
@@ -126,7 +126,7 @@ def _type_cell(field: FieldDescriptor) -> str:
 
 
 def _range_cell(field: FieldDescriptor) -> str:
-    param = _param(field)
+    param = field_param(field)
     numeric = field.message_type is None and field.enum_type is None
     bounds = contract.range_text(field) if numeric else ""
     parts = [
@@ -153,7 +153,7 @@ def _choice_rows() -> list[tuple[str, ...]]:
 
 
 def _oneof_text(oneof: OneofDescriptor, path: str) -> tuple[str, str, str]:
-    param = _oneof_param(oneof)
+    param = oneof_param(oneof)
     members = ", ".join(_code(field.name) for field in oneof.fields)
     default = f"{_code(param.default)} is taken" if param.default else "nothing is taken"
     return _code(_join(path, oneof.name)), members, "required" if param.required else default
@@ -206,7 +206,7 @@ def _message_schema(descriptor: Descriptor) -> dict[str, Any]:
     required = [field.name for field in descriptor.fields if _is_required(field)]
     if required:
         schema["required"] = required
-    oneofs = _written_oneofs(descriptor)
+    oneofs = written_oneofs(descriptor)
     if oneofs:
         schema["allOf"] = [_oneof_schema(oneof) for oneof in oneofs]
         schema["x-oneofs"] = {oneof.name: _oneof_notes(oneof) for oneof in oneofs}
@@ -216,32 +216,32 @@ def _message_schema(descriptor: Descriptor) -> dict[str, Any]:
 def _oneof_schema(oneof: OneofDescriptor) -> dict[str, Any]:
     """Exactly one member, or at most one where the oneof is not required."""
     members: list[dict[str, Any]] = [{"required": [field.name]} for field in oneof.fields]
-    none = [] if _oneof_param(oneof).required else [{"not": {"anyOf": list(members)}}]
+    none = [] if oneof_param(oneof).required else [{"not": {"anyOf": list(members)}}]
     return {"oneOf": [*members, *none]}
 
 
 def _oneof_notes(oneof: OneofDescriptor) -> dict[str, Any]:
-    param = _oneof_param(oneof)
+    param = oneof_param(oneof)
     notes: dict[str, Any] = {"members": [field.name for field in oneof.fields]}
     return notes | ({"required": True} if param.required else {"default": param.default})
 
 
 def _is_required(field: FieldDescriptor) -> bool:
     """Whether a message without the field is refused: for it, or for what is required below it."""
-    if field.message_type is None or _is_repeated(field):
-        return _param(field).required
+    if field.message_type is None or is_repeated(field):
+        return field_param(field).required
     below = field.message_type
     chosen = field.containing_oneof is not None
     return not chosen and (
         any(_is_required(child) for child in below.fields)
-        or any(_oneof_param(oneof).required for oneof in _written_oneofs(below))
+        or any(oneof_param(oneof).required for oneof in written_oneofs(below))
     )
 
 
 def _field_schema(field: FieldDescriptor) -> dict[str, Any]:
-    if _is_map(field):
-        return _described(field, _map_schema(_param(field)))
-    if _is_repeated(field):
+    if is_map(field):
+        return _described(field, _map_schema(field_param(field)))
+    if is_repeated(field):
         return _described(field, _list_schema(field))
     if field.message_type is not None:
         return _message_schema(field.message_type)
@@ -256,7 +256,7 @@ def _map_schema(param: options_pb2.Param) -> dict[str, Any]:
 
 
 def _list_schema(field: FieldDescriptor) -> dict[str, Any]:
-    param = _param(field)
+    param = field_param(field)
     unique = {"uniqueItems": True} if param.unique_items else {}
     count = _limit("maxItems", param, "max_items")
     return {"type": "array", "items": _value_schema(field), **count, **unique}
@@ -268,7 +268,7 @@ def _value_schema(field: FieldDescriptor) -> dict[str, Any]:
     if field.cpp_type == FieldDescriptor.CPPTYPE_BOOL:
         return {"type": "boolean"}
     if field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
-        return _string_schema(_param(field))
+        return _string_schema(field_param(field))
     return _number_schema(field)
 
 
@@ -279,7 +279,7 @@ def _string_schema(param: options_pb2.Param) -> dict[str, Any]:
 
 
 def _number_schema(field: FieldDescriptor) -> dict[str, Any]:
-    param = _param(field)
+    param = field_param(field)
     whole = field.cpp_type in _UINT_MAXIMUM
     schema: dict[str, Any] = {"type": "integer" if whole else "number"}
     if whole:
@@ -296,7 +296,7 @@ def _number_schema(field: FieldDescriptor) -> dict[str, Any]:
 
 def _described(field: FieldDescriptor, schema: dict[str, Any]) -> dict[str, Any]:
     """The schema with what the contract says beside the type."""
-    param = _param(field)
+    param = field_param(field)
     notes: dict[str, Any] = {
         "x-unit": param.unit,
         "x-default-from": param.default_from,
@@ -344,19 +344,19 @@ def _messages(descriptor: Descriptor, path: str) -> Iterator[tuple[str, Descript
     """A message and the single messages below it, depth first, with their paths."""
     yield path, descriptor
     for field in descriptor.fields:
-        if field.message_type is not None and not _is_repeated(field):
+        if field.message_type is not None and not is_repeated(field):
             yield from _messages(field.message_type, _join(path, field.name))
 
 
 def _leaves(descriptor: Descriptor) -> list[FieldDescriptor]:
     return [
-        field for field in descriptor.fields if field.message_type is None or _is_repeated(field)
+        field for field in descriptor.fields if field.message_type is None or is_repeated(field)
     ]
 
 
 def _oneofs(descriptor: Descriptor, path: str) -> Iterator[tuple[str, OneofDescriptor]]:
     for here, message in _messages(descriptor, path):
-        yield from ((here, oneof) for oneof in _written_oneofs(message))
+        yield from ((here, oneof) for oneof in written_oneofs(message))
 
 
 def _other_requests() -> list[tuple[Descriptor, str]]:

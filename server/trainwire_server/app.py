@@ -8,8 +8,7 @@ import sqlite3
 
 import grpc
 import structlog
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from trainwire.v1 import (
@@ -110,7 +109,7 @@ async def _serve(settings: Settings, catalog: Catalog, store: Store) -> None:
     system_pb2_grpc.add_SystemServiceServicer_to_server(
         SystemService(manager, devices, executor.name, settings.threads), server
     )
-    health = await _add_health(server)
+    health_servicer = await _add_health(server)
     reflection.enable_server_reflection(
         (*_SERVICES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, _REFLECTION),
         server,
@@ -121,7 +120,7 @@ async def _serve(settings: Settings, catalog: Catalog, store: Store) -> None:
     log.info("server.ready", address=address, data_dir=str(settings.data_dir))
     await stop.wait()
     log.info("server.stopping")
-    await health.enter_graceful_shutdown()
+    await health_servicer.enter_graceful_shutdown()
     # Watches first: they would keep `stop` waiting for the whole grace.
     await manager.close()
     await server.stop(settings.grace)
@@ -147,9 +146,9 @@ def _bind(server: grpc.aio.Server, listen: str) -> str:
     return f"{listen.rpartition(':')[0]}:{port}"
 
 
-async def _add_health(server: grpc.aio.Server) -> HealthServicer:
-    health = HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+async def _add_health(server: grpc.aio.Server) -> health.aio.HealthServicer:
+    servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     for name in ("", *_SERVICES):
-        await health.set(name, health_pb2.HealthCheckResponse.SERVING)
-    return health
+        await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
+    return servicer

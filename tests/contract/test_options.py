@@ -93,7 +93,6 @@ def test_there_is_something_to_look_at() -> None:
 
 @each(LEAVES)
 def test_every_field_says_what_it_means(field: FieldDescriptor) -> None:
-    # Red until DatasetChunk.data in dataset.proto has a `param` with a description.
     text = param(field).description
     assert text.strip() == text
     assert text

@@ -87,8 +87,8 @@ def test_the_bundle_holds_the_request_and_the_metrics(
     expected = training_pb2.TrainingRequest()
     expected.CopyFrom(finished.request)
     for name in ("request_id", "display_name", "labels"):
-        expected.ClearField(name)  # type: ignore[arg-type]
-        request.ClearField(name)  # type: ignore[arg-type]
+        expected.ClearField(name)
+        request.ClearField(name)
     assert request == expected
     assert json.loads(files["preprocessing.json"])["feature_columns"] == ["a", "b"]
     test = client.model(finished.model).test

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from importlib.metadata import version
+from typing import Any
 
 import grpc
 import pytest
@@ -54,8 +55,8 @@ def test_the_server_counts_its_jobs(
 @pytest.mark.parametrize("service", ["", *sorted(OURS)])
 def test_every_service_is_healthy(service: str, channel: grpc.Channel) -> None:
     request = health_pb2.HealthCheckRequest(service=service)
-    answer = health_pb2_grpc.HealthStub(channel).Check(request)
-    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    stub: Any = health_pb2_grpc.HealthStub(channel)
+    assert stub.Check(request).status == health_pb2.HealthCheckResponse.SERVING
 
 
 def test_reflection_lists_every_service(channel: grpc.Channel) -> None:
@@ -63,7 +64,9 @@ def test_reflection_lists_every_service(channel: grpc.Channel) -> None:
     assert listed == OURS | {"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
 
 
-def test_reflection_hands_out_the_contract_as_it_is_compiled(channel: grpc.Channel) -> None:
+def test_reflection_hands_out_the_contract_as_it_is_compiled(
+    channel: grpc.Channel, client: TrainingClient
+) -> None:
     database = ProtoReflectionDescriptorDatabase(channel)
     digest = hashlib.sha256()
     for module in (dataset_pb2, model_pb2, options_pb2, system_pb2, training_pb2):
@@ -71,4 +74,5 @@ def test_reflection_hands_out_the_contract_as_it_is_compiled(channel: grpc.Chann
         module.DESCRIPTOR.CopyToProto(compiled)
         reflected = database.FindFileByName(module.DESCRIPTOR.name)
         assert reflected.SerializeToString() == compiled.SerializeToString()
-        digest.update(compiled.SerializeToString())
+        digest.update(reflected.SerializeToString(deterministic=True))
+    assert client.info().contract_digest == digest.hexdigest()

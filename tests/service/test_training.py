@@ -374,10 +374,10 @@ def test_twenty_calls_at_once_with_four_ids_are_four_jobs(
     requests = [request_for(epochs=1) for _ in range(4)]
     for request in requests:
         request.request_id = uuid.uuid4().hex
-    with ThreadPoolExecutor(20) as threads:
-        jobs = list(threads.map(stub.SubmitTraining, requests * 5))
+    calls = [stub.SubmitTraining.future(request) for request in requests for _ in range(5)]
+    jobs = [call.result() for call in calls]
     assert len({job.name for job in jobs}) == 4
-    assert all(job.name == jobs[i % 4].name for i, job in enumerate(jobs))
+    assert all(job.name == jobs[i - i % 5].name for i, job in enumerate(jobs))
 
 
 def test_a_request_id_with_another_request_already_exists(

@@ -223,7 +223,6 @@ class DatasetChunk(google.protobuf.message.Message):
 
     DATA_FIELD_NUMBER: builtins.int
     data: builtins.bytes
-    """At most 4 MiB with what gRPC adds; 1 MiB is a good size."""
     def __init__(
         self,
         *,

@@ -365,7 +365,9 @@ class Manager:
         event: training_pb2.TrainingEvent,
         model: model_pb2.Model | None = None,
     ) -> None:
-        """Store an event, then tell the watchers; progress is only told."""
+        """Store an event, then tell the watchers; progress is only told. A job ends once."""
+        if active.job.state in jobs.TERMINAL:
+            return
         if event.HasField("progress"):
             active.feed.publish(jobs.stamp_progress(active.job, event, jobs.now()))
             return

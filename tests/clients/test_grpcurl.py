@@ -1,0 +1,189 @@
+"""The service as another team meets it first: with grpcurl, reflection and JSON."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sysconfig
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf import json_format
+
+from trainwire.v1 import dataset_pb2, training_pb2
+
+RequestFor = Callable[..., training_pb2.TrainingRequest]
+Grpcurl = Callable[..., subprocess.CompletedProcess[str]]
+
+SUBMIT = "trainwire.v1.TrainingService/SubmitTraining"
+TRAIN = "trainwire.v1.TrainingService/Train"
+
+
+@pytest.fixture(scope="module")
+def grpcurl(server: Any) -> Grpcurl:
+    """Runs the grpcurl binary against the shared server: flags, then what to call."""
+    binary = Path(sysconfig.get_path("scripts")) / "grpcurl"
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        *flags, verb = arguments
+        verbs = verb.split()
+        command = [str(binary), "-plaintext", *flags, server.address, *verbs]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    return run
+
+
+def json_objects(text: str) -> Iterator[dict[str, Any]]:
+    """The JSON objects that stand one after the other in a text."""
+    decoder = json.JSONDecoder()
+    while text := text.lstrip():
+        found, end = decoder.raw_decode(text)
+        yield found
+        text = text[end:]
+
+
+def test_list_shows_every_service(grpcurl: Grpcurl) -> None:
+    done = grpcurl("list")
+    assert done.returncode == 0
+    assert done.stdout.split() == [
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1alpha.ServerReflection",
+        "trainwire.v1.DatasetService",
+        "trainwire.v1.ModelService",
+        "trainwire.v1.SystemService",
+        "trainwire.v1.TrainingService",
+    ]
+
+
+def test_describe_shows_the_calls(grpcurl: Grpcurl) -> None:
+    described = grpcurl("describe trainwire.v1.TrainingService").stdout
+    assert "rpc Train ( .trainwire.v1.TrainingRequest ) returns ( stream" in described
+
+
+def test_describe_shows_defaults_ranges_and_units(grpcurl: Grpcurl) -> None:
+    done = grpcurl("describe trainwire.v1.TrainerParams")
+    assert done.returncode == 0
+    lines = {
+        line.split("=")[0].split()[-1]: line for line in done.stdout.splitlines() if "=" in line
+    }
+    assert set(lines) == {field.name for field in training_pb2.TrainerParams.DESCRIPTOR.fields}
+    epochs = 'default:<number_value:150 > minimum:1 maximum:100000 unit:"epochs"'
+    assert epochs in lines["epochs"]
+    rate = "default:<number_value:5e-05 > exclusive_minimum:0 exclusive_maximum:1"
+    assert rate in lines["learning_rate"]
+    assert 'string_value:"SCHEDULER_TYPE_COSINE_WARM_RESTARTS"' in lines["scheduler_type"]
+    assert "default:<bool_value:true >" in lines["use_augmentation"]
+    assert (
+        'active_when:<field:"trainer.use_augmentation" equals:"true">'
+        in (lines["gaussian_noise_std"])
+    )
+
+
+def test_describe_shows_the_values_of_an_enum(grpcurl: Grpcurl) -> None:
+    described = grpcurl("describe trainwire.v1.SchedulerType").stdout
+    assert "SCHEDULER_TYPE_ONE_CYCLE = 5" in described
+
+
+def test_health_is_serving(grpcurl: Grpcurl) -> None:
+    for service in ("", "trainwire.v1.TrainingService"):
+        done = grpcurl("-d", json.dumps({"service": service}), "grpc.health.v1.Health/Check")
+        assert json.loads(done.stdout) == {"status": "SERVING"}
+
+
+@pytest.fixture
+def request_json(request_for: RequestFor) -> dict[str, Any]:
+    """A request as a person would write it, zeros included."""
+    request = request_for(
+        weight_decay=0, early_stopping_patience=0, use_augmentation=False, label_smoothing=0
+    )
+    plain: dict[str, Any] = json_format.MessageToDict(request, preserving_proto_field_name=True)
+    return plain
+
+
+def test_train_streams_events_to_the_end(grpcurl: Grpcurl, request_json: dict[str, Any]) -> None:
+    done = grpcurl("-d", json.dumps(request_json), TRAIN)
+    assert (done.returncode, done.stderr) == (0, "")
+    events = [event for event in json_objects(done.stdout) if "progress" not in event]
+    assert [event["sequence"] for event in events] == [1, 2, 3, 4, 5, 6]
+    kinds = ("queued", "started", "epoch", "succeeded")
+    assert [kind for event in events for kind in kinds if kind in event] == [
+        "queued",
+        "started",
+        "epoch",
+        "epoch",
+        "epoch",
+        "succeeded",
+    ]
+    parsed = [json_format.ParseDict(event, training_pb2.TrainingEvent()) for event in events]
+    assert parsed[-1].succeeded.test.accuracy > 0
+    assert events[-1]["succeeded"]["model"].startswith("models/")
+
+
+def test_zeros_that_were_set_stay_and_are_told_apart_from_defaults(
+    grpcurl: Grpcurl, request_json: dict[str, Any]
+) -> None:
+    events = list(json_objects(grpcurl("-d", json.dumps(request_json), TRAIN).stdout))
+    effective = next(event["started"]["request"] for event in events if "started" in event)
+    trainer = effective["trainer"]
+    zeros = ("weight_decay", "early_stopping_patience", "use_augmentation", "label_smoothing")
+    assert [trainer[name] for name in zeros] == [0, 0, False, 0]
+    assert effective["data"]["column"]["horizon"] == 0
+    # What the request left out has its default written out.
+    assert trainer["gaussian_noise_std"] == 0.01
+    assert trainer["scheduler_type"] == "SCHEDULER_TYPE_COSINE_WARM_RESTARTS"
+    job = next(event["job"] for event in events)
+    done = grpcurl("-d", json.dumps({"name": job}), "trainwire.v1.TrainingService/GetTraining")
+    assert {f"trainer.{name}" for name in zeros} <= set(json.loads(done.stdout)["set_fields"])
+
+
+def test_every_field_of_an_event_is_there_when_asked_for(
+    grpcurl: Grpcurl, request_json: dict[str, Any]
+) -> None:
+    done = grpcurl("-emit-defaults", "-d", json.dumps(request_json), TRAIN)
+    epochs = [event["epoch"] for event in json_objects(done.stdout) if "epoch" in event]
+    fields = {field.name for field in training_pb2.EpochCompleted.DESCRIPTOR.fields}
+    assert all(set(epoch) == fields for epoch in epochs)
+    assert all(isinstance(epoch["is_best"], bool) for epoch in epochs)
+    shares = [metrics["predicted_share"] for metrics in epochs[0]["validation"]["classes"]]
+    assert sum(shares) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("call", [SUBMIT, TRAIN])
+def test_a_bad_request_prints_the_decoded_violations(
+    call: str, grpcurl: Grpcurl, dataset: dataset_pb2.Dataset
+) -> None:
+    bad = {
+        "dataset": dataset.name,
+        "trainer": {"epochs": 0, "learning_rate": 7, "label_smoothing": "NaN"},
+        "model": {"dropout": 0.95},
+    }
+    done = grpcurl("-d", json.dumps(bad), call)
+    assert done.returncode != 0
+    assert done.stdout == ""
+    assert "Code: InvalidArgument" in done.stderr
+    details = [json.loads(line.split("\t")[1]) for line in done.stderr.splitlines() if "\t" in line]
+    info, violations = details
+    assert info == {
+        "@type": "type.googleapis.com/google.rpc.ErrorInfo",
+        "domain": "trainwire",
+        "reason": "INVALID_REQUEST",
+    }
+    assert {v["field"]: v["description"] for v in violations["field_violations"]} == {
+        "data.target": "required: set one of column, threshold",
+        "model.dropout": "0.95 is not allowed; allowed: [0, 0.9]",
+        "trainer.epochs": "0 is not allowed; allowed: [1, 100000]",
+        "trainer.label_smoothing": "nan is not allowed; allowed: [0, 0.5]",
+        "trainer.learning_rate": "7 is not allowed; allowed: (0, 1)",
+    }
+
+
+def test_a_job_that_is_not_there_is_not_found(grpcurl: Grpcurl) -> None:
+    name = json.dumps({"name": "jobs/none"})
+    done = grpcurl("-format-error", "-d", name, "trainwire.v1.TrainingService/GetTraining")
+    assert done.returncode != 0
+    status = json.loads(done.stderr)
+    assert status["code"] == 5
+    assert status["message"] == "jobs/none does not exist"
+    assert status["details"][0]["reason"] == "NOT_FOUND"

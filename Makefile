@@ -10,7 +10,7 @@ PROTO_VENV := .venv-proto
 PROTOC := $(PROTO_VENV)/bin/python -m grpc_tools.protoc
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test check proto format clean
+.PHONY: help install demo serve test test-gpu check proto format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,6 +31,9 @@ serve: install ## run a server on 127.0.0.1:50051
 
 test: install ## run the tests
 	$(BIN)/pytest -q
+
+test-gpu: ## run the tests that need a GPU; any python3 with torch, numpy, pyarrow and safetensors
+	PYTHONPATH=proto:server:client $(PYTHON) -m pytest -q tests/gpu
 
 proto: $(PROTO_VENV)/.installed install ## regenerate code and reference pages from the contract
 	rm -f proto/trainwire/v1/*_pb2*.py*

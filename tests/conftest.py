@@ -1,4 +1,7 @@
-"""Real servers for tests: a process of its own, port 0, a temporary data directory."""
+"""Real servers for tests: a process of its own, port 0, a temporary data directory.
+
+The wire is imported where it is used: tests/gpu run where only torch and the like are installed.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +14,17 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import grpc
 import numpy as np
 import pytest
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 
 from trainwire.v1 import dataset_pb2, training_pb2
-from trainwire_client import TrainingClient
+
+if TYPE_CHECKING:
+    import grpc
+
+    from trainwire_client import TrainingClient
 
 START_SECONDS = 60
 FAULTS = (
@@ -81,10 +85,14 @@ class Server:
 
     def client(self) -> TrainingClient:
         """A client of this server."""
+        from trainwire_client import TrainingClient
+
         return TrainingClient(self.address)
 
     def channel(self) -> grpc.Channel:
         """A bare channel, for calls that the client would not send."""
+        import grpc
+
         return grpc.insecure_channel(self.address)
 
     def children(self) -> list[int]:
@@ -170,6 +178,10 @@ def _read(answer: Any) -> None:
 
 def refusal_of(call: Callable[[], Any]) -> Refusal:
     """The status `call` is refused with; a stream is read to its end."""
+    import grpc
+    from google.rpc import error_details_pb2
+    from grpc_status import rpc_status
+
     with pytest.raises(grpc.RpcError) as caught:
         _read(call())
     error: Any = caught.value

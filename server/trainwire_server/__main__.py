@@ -6,6 +6,7 @@ Training processes import this module again, so it imports nothing heavy at the 
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 
 
@@ -15,6 +16,8 @@ def main() -> None:
     from trainwire_server.settings import read_settings
 
     settings = read_settings()
+    # gRPC's own lines would stand unstructured between ours, which say the same.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # Before grpc is imported: the fork server must never share a process with its threads.
     local.start_forkserver()
     from trainwire_server.app import StartError, serve

@@ -15,7 +15,6 @@ import torch
 
 from trainwire import contract
 from trainwire.v1 import training_pb2
-from trainwire_client.bundle import load_bundle
 from trainwire_server.data.prepare import Prepared, Split
 from trainwire_server.training.fit import evaluate, train
 from trainwire_server.training.setup import set_up
@@ -90,8 +89,9 @@ def test_fast_kernels_learn_as_well(tmp_path: Path) -> None:
 
 
 def test_the_bundle_predicts_on_the_cpu_what_the_gpu_measured(tmp_path: Path) -> None:
+    bundle = pytest.importorskip("trainwire_client.bundle", reason="needs the client's packages")
     events = _run(_request("FP32"), tmp_path / "job")
-    prepared, model = _prepared(), load_bundle(tmp_path / "job/bundle")
+    prepared, model = _prepared(), bundle.load_bundle(tmp_path / "job/bundle")
     rows = prepared.test.starts[:, None] + np.arange(TIME)
     probabilities = model.predict_proba(prepared.features[rows])
     own = probabilities[np.arange(len(rows)), prepared.test.labels]

@@ -1,7 +1,7 @@
 """Training on a GPU: the same promises as on the CPU.
 
 Needs torch, NumPy, pyarrow, safetensors, protobuf and pytest, nothing else:
-``PYTHONPATH=proto:server:client python3 -m pytest --confcutdir=tests/gpu tests/gpu``
+``PYTHONPATH=proto:server:client python3 -m pytest tests/gpu``
 """
 
 from __future__ import annotations

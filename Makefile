@@ -49,13 +49,14 @@ $(PROTO_VENV)/.installed: Makefile
 		'grpcio-tools==1.67.1' 'mypy-protobuf==3.6.0' 'setuptools<80'
 	touch $@
 
-check: install proto ## lint, types, layers, generated files, buf
+check: install proto ## lint, types, layers, generated files, frozen contract
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code
+	$(BIN)/buf breaking --against proto/baseline.binpb
 	@test -z "$$(git status --porcelain -- proto docs/contract.md docs/contract.schema.json)" || \
 		{ git --no-pager diff --stat -- proto docs; \
 		echo "generated files differ from what is committed: commit what make proto wrote"; exit 1; }
@@ -66,4 +67,5 @@ format: install ## format the code
 	$(BIN)/buf format -w
 
 clean: ## remove environments and caches
-	rm -rf $(VENV) $(PROTO_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PROTO_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+		examples/typescript/node_modules examples/typescript/gen examples/typescript/build

@@ -29,6 +29,7 @@ from trainwire_client.errors import (
     UnavailableError,
     UnimplementedError,
     UnreadableDataError,
+    UnreadableRequestError,
 )
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ __all__ = [
     "UnavailableError",
     "UnimplementedError",
     "UnreadableDataError",
+    "UnreadableRequestError",
     "load_bundle",
 ]
 

@@ -47,6 +47,11 @@ class Outage:
         self._clock = clock
         self.end()
 
+    @property
+    def ongoing(self) -> bool:
+        """Whether a try has failed since the server last answered."""
+        return self._began is not None
+
     def end(self) -> None:
         """The server works again: the next failure is the first of its kind."""
         self.answered()
@@ -63,3 +68,10 @@ class Outage:
             self._began = now
         left = self._began + self._limit - now
         return min(next(self._delays), left) if left > 0 else None
+
+    def delay_after(self, failure: Exception) -> float:
+        """Seconds to wait after a failed try; raises its failure when it is time to give up."""
+        delay = self.next_delay()
+        if delay is None:
+            raise failure
+        return delay

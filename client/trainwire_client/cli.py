@@ -26,15 +26,21 @@ from trainwire import contract, reference
 from trainwire.v1 import dataset_pb2, training_pb2
 from trainwire_client import report
 from trainwire_client.client import DEFAULT_TARGET, TERMINAL_EVENTS, TrainingClient
-from trainwire_client.errors import InvalidRequestError, TrainwireError, invalid_request
+from trainwire_client.errors import (
+    InvalidRequestError,
+    TrainwireError,
+    UnreadableRequestError,
+    invalid_request,
+)
 from trainwire_client.live import LiveView
+from trainwire_client.request_file import read_request
+from trainwire_client.requests import deletion, refuse_validate_only
 
 __all__ = ["app"]
 
 app = typer.Typer(
     help="Train time-series classifiers on a trainwire server.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -44,6 +50,41 @@ _T = TypeVar("_T")
 _SIGNAL_SECONDS = 0.2
 _FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
 
+
+def complete_setting(incomplete: str) -> list[tuple[str, str]]:
+    """What --set may go on with: paths of the contract, then the values of enums and booleans."""
+    path, equals, _ = incomplete.partition("=")
+    found = [
+        parameter
+        for parameter in contract.describe()
+        if (parameter.path == path if equals else parameter.path.startswith(path))
+    ]
+    texts = _value_texts(found[0]) if len(found) == 1 else [_path_text(item) for item in found]
+    return [(text, about) for text, about in texts if text.startswith(incomplete)]
+
+
+def _path_text(parameter: contract.Parameter) -> tuple[str, str]:
+    end = "." if contract.is_map(parameter.field) else "="
+    return f"{parameter.path}{end}", parameter.param.description
+
+
+def _value_texts(parameter: contract.Parameter) -> list[tuple[str, str]]:
+    enum = parameter.field.enum_type
+    prefix = enum.values[0].name.removesuffix("UNSPECIFIED") if enum else ""
+    values = [name.removeprefix(prefix) for name in parameter.enum_values]
+    values += ["true", "false"] if parameter.type == "bool" else []
+    if not values:
+        return [_path_text(parameter)]
+    return [(f"{parameter.path}={value}", parameter.param.description) for value in values]
+
+
+def complete_state(incomplete: str) -> list[str]:
+    """The states that --state takes."""
+    enum = training_pb2.JobState.DESCRIPTOR
+    names = [report.short_name(training_pb2.JobState, value.number) for value in enum.values[1:]]
+    return [name for name in names if name.startswith(incomplete)]
+
+
 Target = Annotated[
     str,
     typer.Option(
@@ -52,6 +93,54 @@ Target = Annotated[
 ]
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object a line, with proto field names.")
+]
+RequestFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--request",
+        metavar="FILE",
+        help="A request to begin with, as JSON or protobuf text, such as a model's request.json; "
+        "the other options override what it sets.",
+    ),
+]
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="FILE", help="Parquet, CSV, Arrow or Feather file to upload."),
+]
+DatasetName = Annotated[
+    str | None,
+    typer.Option("--dataset", metavar="NAME", help="Dataset that is on the server already."),
+]
+Label = Annotated[
+    str | None, typer.Option("--label", metavar="COLUMN", help="Column that holds the label.")
+]
+Threshold = Annotated[
+    str | None,
+    typer.Option(
+        "--threshold",
+        metavar="PRICE_COLUMN,HORIZON,LOWER,UPPER",
+        help="Label by the return over HORIZON rows: SELL below LOWER, BUY above UPPER.",
+    ),
+]
+Group = Annotated[
+    str | None,
+    typer.Option("--group", metavar="COLUMN", help="Column that names the series of a row."),
+]
+Time = Annotated[
+    str | None, typer.Option("--time", metavar="COLUMN", help="Column that orders the rows.")
+]
+DisplayName = Annotated[
+    str | None, typer.Option("--name", metavar="DISPLAY_NAME", help="Name of the job for people.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="PATH=VALUE",
+        autocompletion=complete_setting,
+        help="Any field of the request (see trainwire contract), as often as you like: "
+        "--set trainer.epochs=20 --set trainer.scheduler_type=CONSTANT",
+    ),
 ]
 Job = Annotated[str, typer.Argument(metavar="JOB", help="jobs/ID, or ID alone.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="models/ID, or ID alone.")]
@@ -69,41 +158,15 @@ class ReferenceFormat(StrEnum):
 
 @app.command()
 def train(
-    data: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Parquet, CSV, Arrow or Feather file to upload."),
-    ] = None,
-    dataset: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Dataset that is on the server already.")
-    ] = None,
-    label: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Column that holds the label.")
-    ] = None,
-    threshold: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PRICE_COLUMN,HORIZON,LOWER,UPPER",
-            help="Label by the return over HORIZON rows: SELL below LOWER, BUY above UPPER.",
-        ),
-    ] = None,
-    group: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Column that names the series of a row.")
-    ] = None,
-    time: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Column that orders the rows.")
-    ] = None,
-    name: Annotated[
-        str | None, typer.Option(metavar="DISPLAY_NAME", help="Name of the job for people.")
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="PATH=VALUE",
-            help="Any field of the request (see trainwire contract), as often as you like: "
-            "--set trainer.epochs=20 --set trainer.scheduler_type=CONSTANT",
-        ),
-    ] = None,
+    data: Data = None,
+    dataset: DatasetName = None,
+    label: Label = None,
+    threshold: Threshold = None,
+    group: Group = None,
+    time: Time = None,
+    name: DisplayName = None,
+    settings: Settings = None,
+    request_file: RequestFile = None,
     detach: Annotated[
         bool, typer.Option("--detach", help="Submit, print the job's name and do not watch.")
     ] = False,
@@ -111,24 +174,37 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Submit a training and watch it to its end."""
-    flags = {
-        "dataset": _full_name(dataset),
-        "data.column.name": label,
-        "data.windows.group_column": group,
-        "data.windows.time_column": time,
-        "display_name": name,
-    }
-    given = [(path, value) for path, value in flags.items() if value is not None]
-    given += [*_threshold_fields(threshold), *_settings(settings or [])]
+    given = _given(dataset, label, threshold, group, time, name, settings)
     with _session(target) as client:
-        request = _request(given, data is not None)
-        if data is not None:
-            request.dataset = _upload(client, data).name
-        job = client.submit(request)
+        request = _request(given, request_file, data is not None)
+        refuse_validate_only(request)
+        job = client.submit(_with_data(client, request, data))
         if detach:
             _print(job if as_json else job.name)
         else:
             _follow(client, job, 0, as_json)
+
+
+@app.command()
+def validate(
+    data: Data = None,
+    dataset: DatasetName = None,
+    label: Label = None,
+    threshold: Threshold = None,
+    group: Group = None,
+    time: Time = None,
+    name: DisplayName = None,
+    settings: Settings = None,
+    request_file: RequestFile = None,
+    target: Target = DEFAULT_TARGET,
+    as_json: Json = False,
+) -> None:
+    """Show what train would do, without training: counts, splits, memory, effective request."""
+    given = _given(dataset, label, threshold, group, time, name, settings)
+    with _session(target) as client:
+        request = _request(given, request_file, data is not None)
+        answer = client.validate(_with_data(client, request, data))
+        _print(answer if as_json else "\n".join(report.plan_lines(answer)))
 
 
 @app.command()
@@ -146,10 +222,33 @@ def watch(
 
 
 @app.command()
-def jobs(target: Target = DEFAULT_TARGET, as_json: Json = False) -> None:
+def jobs(
+    states: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--state",
+            metavar="STATE",
+            autocompletion=complete_state,
+            help="Only jobs in this state (RUNNING, say); given twice, in either.",
+        ),
+    ] = None,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--label", metavar="KEY=VALUE", help="Only jobs with this label; given twice, both."
+        ),
+    ] = None,
+    target: Target = DEFAULT_TARGET,
+    as_json: Json = False,
+) -> None:
     """List jobs, most recently updated first."""
+    given = [(f"labels.{key}", value) for key, value in _pairs(labels or [], "--label")]
+    given += [("states", ",".join(states))] if states else []
     with _session(target) as client:
-        _print_all(client.list(), report.job_rows, as_json)
+        wanted = training_pb2.ListTrainingsRequest()
+        _refuse(_assign(wanted, given))
+        found = client.list(states=wanted.states, labels=wanted.labels)
+        _print_all(found, report.job_rows, as_json)
 
 
 @app.command()
@@ -184,6 +283,13 @@ def upload(
 
 
 @app.command()
+def datasets(target: Target = DEFAULT_TARGET, as_json: Json = False) -> None:
+    """List datasets, newest first."""
+    with _session(target) as client:
+        _print_all(client.datasets(), report.dataset_rows, as_json)
+
+
+@app.command()
 def models(target: Target = DEFAULT_TARGET, as_json: Json = False) -> None:
     """List models, newest first."""
     with _session(target) as client:
@@ -210,6 +316,33 @@ def download(
         _print(found if as_json else paths)
 
 
+@app.command()
+def delete(
+    names: Annotated[
+        list[str], typer.Argument(metavar="NAME...", help="jobs/ID, datasets/ID or models/ID.")
+    ],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    target: Target = DEFAULT_TARGET,
+    as_json: Json = False,
+) -> None:
+    """Delete finished jobs, datasets and models, in this order; stops where one is refused."""
+    with _session(target) as client:
+        _check_names(names)
+        if not yes:
+            _confirm(f"Delete {', '.join(names)}?")
+        for name in names:
+            client.delete(name)
+            _print(deletion(name) if as_json else f"deleted {name}")
+
+
+@app.command()
+def info(target: Target = DEFAULT_TARGET, as_json: Json = False) -> None:
+    """Show the server's versions, devices and queue."""
+    with _session(target) as client:
+        found = client.info()
+        _print(found if as_json else "\n".join(report.info_lines(found)))
+
+
 @app.command("contract")
 def print_contract(
     form: Annotated[
@@ -232,6 +365,27 @@ def print_contract(
 # ------------------------------------------------------------------------ the request
 
 
+def _given(
+    dataset: str | None,
+    label: str | None,
+    threshold: str | None,
+    group: str | None,
+    time: str | None,
+    name: str | None,
+    settings: list[str] | None,
+) -> list[tuple[str, str]]:
+    """The fields that the options set, each with its path."""
+    flags = {
+        "dataset": _full_name(dataset),
+        "data.column.name": label,
+        "data.windows.group_column": group,
+        "data.windows.time_column": time,
+        "display_name": name,
+    }
+    given = [(path, value) for path, value in flags.items() if value is not None]
+    return [*given, *_threshold_fields(threshold), *_pairs(settings or [], "--set")]
+
+
 def _full_name(dataset: str | None) -> str | None:
     return f"datasets/{dataset}" if dataset and "/" not in dataset else dataset
 
@@ -250,38 +404,54 @@ def _threshold_fields(text: str | None) -> list[tuple[str, str]]:
     return [(f"data.threshold.{name}", value) for name, value in zip(names, values, strict=True)]
 
 
-def _settings(texts: Iterable[str]) -> list[tuple[str, str]]:
+def _pairs(texts: Iterable[str], option: str) -> list[tuple[str, str]]:
     pairs = []
     for text in texts:
-        path, equals, value = text.partition("=")
+        name, equals, value = text.partition("=")
         if not equals:
-            raise typer.BadParameter(f"{text!r} has no =; allowed: PATH=VALUE", param_hint="--set")
-        pairs.append((path.strip(), value))
+            form = "PATH=VALUE" if option == "--set" else "KEY=VALUE"
+            raise typer.BadParameter(f"{text!r} has no =; allowed: {form}", param_hint=option)
+        pairs.append((name.strip(), value))
     return pairs
 
 
-def _request(given: list[tuple[str, str]], with_data: bool) -> training_pb2.TrainingRequest:
-    """The request that the options describe, checked before anything is uploaded.
+def _request(
+    given: list[tuple[str, str]], file: Path | None, with_data: bool
+) -> training_pb2.TrainingRequest:
+    """The request that file and options describe, checked before anything is uploaded.
 
     Raises:
-        InvalidRequestError: everything that is wrong with it.
+        UnreadableRequestError: the file is no request.
+        InvalidRequestError: everything that is wrong with the request.
     """
-    request = training_pb2.TrainingRequest()
-    wrong = list(_twice(path for path, _ in given))
-    for path, value in given:
-        try:
-            contract.assign(request, path, value)
-        except contract.ContractError as error:
-            wrong += error.violations
+    request = read_request(file) if file else training_pb2.TrainingRequest()
+    wrong = _assign(request, given)
     wrong += _displaced(request, [path for path, _ in given], wrong)
-    if with_data and request.HasField("dataset"):
-        wrong.append(contract.Violation("dataset", "--data and --dataset exclude each other"))
+    if with_data:
+        if "dataset" in dict(given):
+            wrong.append(contract.Violation("dataset", "--data and --dataset exclude each other"))
+        request.ClearField("dataset")
     named = {violation.field for violation in wrong}
     named |= {"dataset"} if with_data else set()
     wrong += [found for found in contract.violations(request) if found.field not in named]
+    _refuse(wrong)
+    return request
+
+
+def _assign(message: Message, given: list[tuple[str, str]]) -> list[contract.Violation]:
+    """Set the fields; what could not be set is returned."""
+    wrong = list(_twice(path for path, _ in given))
+    for path, value in given:
+        try:
+            contract.assign(message, path, value)
+        except contract.ContractError as error:
+            wrong += error.violations
+    return wrong
+
+
+def _refuse(wrong: list[contract.Violation]) -> None:
     if wrong:
         raise invalid_request(wrong)
-    return request
 
 
 def _twice(paths: Iterable[str]) -> Iterator[contract.Violation]:
@@ -315,6 +485,14 @@ def _is_there(message: Message, parents: list[str]) -> bool:
     return True
 
 
+def _with_data(
+    client: TrainingClient, request: training_pb2.TrainingRequest, data: Path | None
+) -> training_pb2.TrainingRequest:
+    if data is not None:
+        request.dataset = _upload(client, data).name
+    return request
+
+
 def _upload(client: TrainingClient, file: Path) -> dataset_pb2.Dataset:
     """Upload with progress on stderr, where that is a terminal."""
     if not sys.stderr.isatty():
@@ -328,6 +506,26 @@ def _upload(client: TrainingClient, file: Path) -> dataset_pb2.Dataset:
         return client.upload(file, on_progress=tell)
     finally:
         sys.stderr.write("\r\x1b[K")
+
+
+# ------------------------------------------------------------------------ deleting
+
+
+def _check_names(names: Iterable[str]) -> None:
+    """Refuse what cannot be deleted before anything is."""
+    wrong: list[contract.Violation] = []
+    for name in names:
+        try:
+            deletion(name)
+        except InvalidRequestError as error:
+            wrong += error.violations
+    _refuse(wrong)
+
+
+def _confirm(question: str) -> None:
+    if not sys.stdin.isatty():
+        raise typer.BadParameter("there is no terminal to ask on: say --yes", param_hint="--yes")
+    typer.confirm(question, abort=True, err=True)
 
 
 # ------------------------------------------------------------------------ watching
@@ -447,7 +645,7 @@ def _session(target: str) -> Iterator[TrainingClient]:
     try:
         with TrainingClient(target) as client:
             yield client
-    except InvalidRequestError as error:
+    except (InvalidRequestError, UnreadableRequestError) as error:
         _fail(str(error), _USAGE)
     except (TrainwireError, OSError) as error:
         _fail(str(error), _FAILED)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
@@ -13,7 +12,6 @@ from typing import Any, Protocol, Self, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from trainwire import contract
 from trainwire.v1 import (
     dataset_pb2,
     dataset_pb2_grpc,
@@ -24,42 +22,21 @@ from trainwire.v1 import (
     training_pb2,
     training_pb2_grpc,
 )
-from trainwire_client import downloads, tables
+from trainwire_client import channel, downloads, tables, uploads
 from trainwire_client.backoff import Backoff, Outage
-from trainwire_client.errors import (
-    DataLossError,
-    JobCancelledError,
-    JobFailedError,
-    UnavailableError,
-    from_rpc_error,
-    invalid_request,
+from trainwire_client.channel import DEFAULT_TARGET
+from trainwire_client.cursor import TERMINAL_EVENTS, TERMINAL_STATES, Cursor
+from trainwire_client.errors import NotFoundError, succeeded, unavailable
+from trainwire_client.requests import (
+    check,
+    deletion,
+    refuse_validate_only,
+    resource_name,
+    validation,
+    with_request_id,
 )
 
 __all__ = ["DEFAULT_TARGET", "TERMINAL_EVENTS", "TERMINAL_STATES", "TrainingClient"]
-
-DEFAULT_TARGET = "127.0.0.1:50051"
-TERMINAL_EVENTS = ("succeeded", "failed", "cancelled")
-TERMINAL_STATES = (
-    training_pb2.JOB_STATE_SUCCEEDED,
-    training_pb2.JOB_STATE_FAILED,
-    training_pb2.JOB_STATE_CANCELLED,
-)
-
-_KEEPALIVE_SECONDS = 30
-_KEEPALIVE_TIMEOUT_SECONDS = 10
-# A stream that stood this long was alive, though no event came: keepalive would have ended it.
-_ALIVE_SECONDS = 1.5 * (_KEEPALIVE_SECONDS + _KEEPALIVE_TIMEOUT_SECONDS)
-_CHANNEL_OPTIONS = (
-    ("grpc.keepalive_time_ms", 1000 * _KEEPALIVE_SECONDS),
-    ("grpc.keepalive_timeout_ms", 1000 * _KEEPALIVE_TIMEOUT_SECONDS),
-    # A watch may be silent for hours (a queued job): pings go on without data.
-    ("grpc.http2.max_pings_without_data", 0),
-    # By default a channel tries to connect ever more rarely, up to once in two minutes; `Backoff`
-    # decides here when to try.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 5_000),
-    ("grpc.max_reconnect_backoff_ms", 5_000),
-)
 
 _R = TypeVar("_R")
 
@@ -103,7 +80,7 @@ class TrainingClient:
         self._retry_for = retry_for
         self._reconnect_for = reconnect_for
         self._backoff = backoff
-        self._channel = grpc.insecure_channel(target, options=_CHANNEL_OPTIONS)
+        self._channel = grpc.insecure_channel(target, options=channel.OPTIONS)
         self._trainings = training_pb2_grpc.TrainingServiceStub(self._channel)
         self._datasets = dataset_pb2_grpc.DatasetServiceStub(self._channel)
         self._models = model_pb2_grpc.ModelServiceStub(self._channel)
@@ -138,14 +115,27 @@ class TrainingClient:
             FailedPreconditionError: the dataset cannot be trained on like this.
             AlreadyExistsError: the `request_id` was used with other fields.
         """
-        sent = training_pb2.TrainingRequest()
-        sent.CopyFrom(request)
-        if not sent.HasField("request_id"):
-            sent.request_id = uuid.uuid4().hex
-        return self._unary(self._trainings.SubmitTraining, sent)
+        return self._unary(self._trainings.SubmitTraining, with_request_id(request))
+
+    def validate(self, request: training_pb2.TrainingRequest) -> training_pb2.TrainingJob:
+        """What `request` would train, found out on its dataset without training.
+
+        The answer is a job without a name, which is stored nowhere: its `plan` has counts, splits,
+        parameters, device and an estimate of memory, beside `request` (effective), `set_fields` and
+        `warnings`. It takes as long as reading the dataset does. `request` is not changed.
+
+        Raises:
+            InvalidRequestError: the request breaks the contract (nothing was sent).
+            NotFoundError: there is no such dataset.
+            FailedPreconditionError: the job would be refused, or would fail; `reason` says why.
+        """
+        sent = validation(request)
+        check(sent)
+        return self._retry(lambda: self._trainings.SubmitTraining(sent))
 
     def train(self, request: training_pb2.TrainingRequest) -> Iterator[training_pb2.TrainingEvent]:
         """Submit a training, then `watch` it from its first event. Submits at once."""
+        refuse_validate_only(request)
         return self.watch(self.submit(request))
 
     def watch(
@@ -168,9 +158,9 @@ class TrainingClient:
             OutOfRangeError: the job has no event `after_sequence`.
         """
         request = training_pb2.WatchTrainingRequest(
-            name=_name("jobs", job), after_sequence=after_sequence
+            name=resource_name("jobs", job), after_sequence=after_sequence
         )
-        _check(request)
+        check(request)
         return self._watch(request)
 
     def wait(self, job: training_pb2.TrainingJob | str) -> training_pb2.TrainingJob:
@@ -182,26 +172,35 @@ class TrainingClient:
         """
         for _ in self.watch(job):
             pass
-        finished = self.get(job)
-        if finished.state == training_pb2.JOB_STATE_FAILED:
-            raise JobFailedError(finished)
-        if finished.state == training_pb2.JOB_STATE_CANCELLED:
-            raise JobCancelledError(finished)
-        return finished
+        return succeeded(self.get(job))
 
     def get(self, job: training_pb2.TrainingJob | str) -> training_pb2.TrainingJob:
         """One job, as it is now."""
-        request = training_pb2.GetTrainingRequest(name=_name("jobs", job))
+        request = training_pb2.GetTrainingRequest(name=resource_name("jobs", job))
         return self._unary(self._trainings.GetTraining, request)
 
     def cancel(self, job: training_pb2.TrainingJob | str) -> training_pb2.TrainingJob:
         """Tell a job to stop; its events say when it has. A finished job stays as it is."""
-        request = training_pb2.CancelTrainingRequest(name=_name("jobs", job))
+        request = training_pb2.CancelTrainingRequest(name=resource_name("jobs", job))
         return self._unary(self._trainings.CancelTraining, request)
 
-    def list(self, *, page_size: int = 100) -> Iterator[training_pb2.TrainingJob]:
-        """All jobs, most recently updated first, fetched page by page."""
-        request = training_pb2.ListTrainingsRequest(page_size=page_size)
+    def list(
+        self,
+        *,
+        states: Iterable[training_pb2.JobState.ValueType] = (),
+        labels: Mapping[str, str] | None = None,
+        page_size: int = 100,
+    ) -> Iterator[training_pb2.TrainingJob]:
+        """Jobs, most recently updated first, fetched page by page.
+
+        Args:
+            states: only jobs in one of these states; empty means any.
+            labels: only jobs that have all of these labels.
+            page_size: number of jobs fetched at a time.
+        """
+        request = training_pb2.ListTrainingsRequest(
+            page_size=page_size, states=states, labels=labels
+        )
         for page in self._pages(self._trainings.ListTrainings, request):
             yield from page.jobs
 
@@ -212,24 +211,27 @@ class TrainingClient:
     ) -> dataset_pb2.Dataset:
         """Upload a table and return the dataset; nothing is sent that the server has already.
 
+        A file is sent as it is, byte by byte; frames and arrays are sent as Arrow, which needs
+        pyarrow (the extra `data`).
+
         Args:
             data: path to a Parquet, CSV, Arrow or Feather file, pyarrow Table, pandas or polars
                 DataFrame, or mapping of column name -> 1-d NumPy array.
             on_progress: called with the bytes sent and the bytes in all, from another thread.
 
         Raises:
-            UnreadableDataError: the data cannot be read.
-            MissingExtraError: pyarrow is not installed.
-            BrokenUploadError: what arrived is not what was sent.
+            UnreadableDataError: there is no such file, or it is none of these.
+            MissingExtraError: it is not a file and pyarrow is not installed.
+            BrokenUploadError: the server cannot read it; the message says where.
         """
         with tables.spool(data) as spool:
             return self._retry(
-                lambda: self._datasets.UploadDataset(_upload_messages(spool, on_progress))
+                lambda: self._datasets.UploadDataset(uploads.messages(spool, on_progress))
             )
 
     def dataset(self, dataset: dataset_pb2.Dataset | str) -> dataset_pb2.Dataset:
         """One dataset and its profile."""
-        request = dataset_pb2.GetDatasetRequest(name=_name("datasets", dataset))
+        request = dataset_pb2.GetDatasetRequest(name=resource_name("datasets", dataset))
         return self._unary(self._datasets.GetDataset, request)
 
     def datasets(self, *, page_size: int = 100) -> Iterator[dataset_pb2.Dataset]:
@@ -242,7 +244,7 @@ class TrainingClient:
 
     def model(self, model: model_pb2.Model | str) -> model_pb2.Model:
         """One model: its files, classes and test metrics."""
-        request = model_pb2.GetModelRequest(name=_name("models", model))
+        request = model_pb2.GetModelRequest(name=resource_name("models", model))
         return self._unary(self._models.GetModel, request)
 
     def models(self, *, page_size: int = 100) -> Iterator[model_pb2.Model]:
@@ -266,16 +268,44 @@ class TrainingClient:
             FileExistsError: a file is there already and `overwrite` is false.
             DataLossError: what arrived is not what was announced, or would lead out of `directory`.
         """
-        described, folder = self.model(model), Path(directory)
-        downloads.check_names(described.files, folder, overwrite=overwrite)
-        folder.mkdir(parents=True, exist_ok=True)
-        request = model_pb2.DownloadModelRequest(name=described.name)
-        self._retry(
-            lambda: downloads.receive(
-                _stream(self._models.DownloadModel(request)), described.files, folder
-            )
-        )
+        described = self.model(model)
+        folder = downloads.prepare(described.files, directory, overwrite=overwrite)
+        self._retry(lambda: self._download(described, folder))
         return folder
+
+    def _download(self, model: model_pb2.Model, folder: Path) -> None:
+        request = model_pb2.DownloadModelRequest(name=model.name)
+        with downloads.receiver(model.files, folder) as receiver:
+            for message in _stream(self._models.DownloadModel(request)):
+                receiver.take(message)
+
+    # -------------------------------------------------------------------- deleting
+
+    def delete(
+        self, resource: training_pb2.TrainingJob | dataset_pb2.Dataset | model_pb2.Model | str
+    ) -> None:
+        """Delete a finished job, a dataset or a model, given as a message or by its full name.
+
+        A job takes its events with it, but not its model.
+
+        Raises:
+            InvalidRequestError: it is no full name; an id alone could be any of the three.
+            NotFoundError: it does not exist.
+            FailedPreconditionError: the job has not ended, or jobs refer to the dataset.
+        """
+        request = deletion(resource)
+        methods: dict[type[Message], Callable[..., Message]] = {
+            training_pb2.DeleteTrainingRequest: self._trainings.DeleteTraining,
+            dataset_pb2.DeleteDatasetRequest: self._datasets.DeleteDataset,
+            model_pb2.DeleteModelRequest: self._models.DeleteModel,
+        }
+        outage = Outage(self._backoff, self._retry_for)
+        try:
+            self._retry(lambda: methods[type(request)](request, timeout=self._timeout), outage)
+        except NotFoundError:
+            # After a try whose answer was lost, that it is gone is what was asked for.
+            if not outage.ongoing:
+                raise
 
     # -------------------------------------------------------------------- the server
 
@@ -286,19 +316,16 @@ class TrainingClient:
     # -------------------------------------------------------------------- calls
 
     def _unary(self, method: Callable[..., _R], request: Message) -> _R:
-        _check(request)
+        check(request)
         return self._retry(lambda: method(request, timeout=self._timeout))
 
-    def _retry(self, call: Callable[[], _R]) -> _R:
-        outage = Outage(self._backoff, self._retry_for)
+    def _retry(self, call: Callable[[], _R], outage: Outage | None = None) -> _R:
+        outage = outage or Outage(self._backoff, self._retry_for)
         while True:
             try:
                 return call()
             except grpc.RpcError as error:
-                failure = from_rpc_error(error, self.target)
-                delay = outage.next_delay() if isinstance(failure, UnavailableError) else None
-                if delay is None:
-                    raise failure from error
+                delay = outage.delay_after(unavailable(error, self.target))
             time.sleep(delay)
 
     def _pages(self, method: Callable[..., _P], request: Any) -> Iterator[_P]:
@@ -312,70 +339,20 @@ class TrainingClient:
     def _watch(
         self, request: training_pb2.WatchTrainingRequest
     ) -> Iterator[training_pb2.TrainingEvent]:
-        cursor = _Cursor(request.after_sequence)
-        outage = Outage(self._backoff, self._reconnect_for)
+        cursor = Cursor(request, self.target, self._backoff, self._reconnect_for)
         while not cursor.finished:
-            connected = time.monotonic()
             try:
-                for event in _stream(self._trainings.WatchTraining(request)):
-                    outage.end()
+                for event in _stream(self._trainings.WatchTraining(cursor.next_request())):
                     if cursor.accept(event):
                         yield event
                     if cursor.finished:
                         return
-                if self._nothing_follows(request.name, cursor.sequence):
+                if cursor.nothing_follows(self.get(cursor.job)):
                     return
-                outage.answered()
-                failure = UnavailableError(f"the server ended the stream of {request.name}")
+                delay = cursor.delay_after_end()
             except grpc.RpcError as error:
-                failure = _only_unavailable(error, self.target)
-                if time.monotonic() - connected > _ALIVE_SECONDS:
-                    outage.end()
-            self._pause(outage, failure, request.name, cursor.sequence)
-            request.after_sequence = cursor.sequence
-
-    def _nothing_follows(self, name: str, sequence: int) -> bool:
-        """Whether the caller had already seen the terminal event when it began to watch."""
-        job = self.get(name)
-        return job.state in TERMINAL_STATES and job.last_sequence <= sequence
-
-    def _pause(self, outage: Outage, failure: UnavailableError, job: str, sequence: int) -> None:
-        delay = outage.next_delay()
-        if delay is None:
-            failure.message += (
-                f"\ngave up after {self._reconnect_for:g} s without success; {job} may go on: "
-                f"watch it again after event {sequence}"
-            )
-            raise failure
-        time.sleep(delay)
-
-
-class _Cursor:
-    """Where a watcher is in the log of a job."""
-
-    def __init__(self, sequence: int) -> None:
-        self.sequence = sequence
-        self.finished = False
-
-    def accept(self, event: training_pb2.TrainingEvent) -> bool:
-        """Whether the event is news; moves on to it.
-
-        Raises:
-            DataLossError: events before it are missing.
-        """
-        if event.WhichOneof("event") == "progress":
-            return True
-        if event.sequence <= self.sequence:
-            return False
-        if event.sequence > self.sequence + 1:
-            raise DataLossError(
-                f"{event.job}: event {event.sequence} came after event {self.sequence}: "
-                "events between the two are missing",
-                grpc.StatusCode.DATA_LOSS,
-            )
-        self.sequence = event.sequence
-        self.finished = event.WhichOneof("event") in TERMINAL_EVENTS
-        return True
+                delay = cursor.delay_after_error(error)
+            time.sleep(delay)
 
 
 def _stream(call: Any) -> Iterator[Any]:
@@ -384,50 +361,3 @@ def _stream(call: Any) -> Iterator[Any]:
         yield from call
     finally:
         call.cancel()
-
-
-def _only_unavailable(error: grpc.RpcError, target: str) -> UnavailableError:
-    """The failure, if reconnecting may help; raises it if not."""
-    failure = from_rpc_error(error, target)
-    if not isinstance(failure, UnavailableError):
-        raise failure from error
-    return failure
-
-
-def _check(request: Message) -> None:
-    violations = contract.violations(request)
-    if violations:
-        raise invalid_request(violations)
-
-
-def _name(collection: str, resource: Message | str) -> str:
-    """Full resource name of a message, a full name or a bare id."""
-    given: str = resource if isinstance(resource, str) else getattr(resource, "name", "")
-    name = given if "/" in given else f"{collection}/{given}"
-    if not name.startswith(f"{collection}/") or name == f"{collection}/":
-        problem = f"{given!r} is not allowed; allowed: {collection}/ID, or ID alone"
-        raise invalid_request([contract.Violation("name", problem)])
-    return name
-
-
-def _upload_messages(
-    spool: tables.Spool, on_progress: Callable[[int, int], None] | None
-) -> Iterator[dataset_pb2.UploadDatasetRequest]:
-    header = dataset_pb2.DatasetHeader(
-        format=dataset_pb2.DATASET_FORMAT_ARROW, size_bytes=spool.size_bytes, sha256=spool.sha256
-    )
-    return _upload(header, spool.chunks(), on_progress)
-
-
-def _upload(
-    header: dataset_pb2.DatasetHeader,
-    chunks: Iterable[bytes],
-    on_progress: Callable[[int, int], None] | None,
-) -> Iterator[dataset_pb2.UploadDatasetRequest]:
-    yield dataset_pb2.UploadDatasetRequest(header=header)
-    sent = 0
-    for chunk in chunks:
-        yield dataset_pb2.UploadDatasetRequest(chunk=dataset_pb2.DatasetChunk(data=chunk))
-        sent += len(chunk)
-        if on_progress is not None:
-            on_progress(sent, header.size_bytes)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,28 +15,30 @@ import grpc
 from trainwire.v1 import model_pb2
 from trainwire_client.errors import DataLossError
 
-__all__ = ["check_names", "receive"]
+__all__ = ["Receiver", "prepare", "receiver"]
 
 
-def check_names(files: Iterable[model_pb2.ModelFile], folder: Path, *, overwrite: bool) -> None:
-    """Refuse names that could lead out of `folder` and, unless `overwrite`, files that exist.
+def prepare(
+    files: Iterable[model_pb2.ModelFile], directory: str | os.PathLike[str], *, overwrite: bool
+) -> Path:
+    """Make a directory for these files and return its path.
 
     Raises:
-        DataLossError: a name is not a plain file name.
-        FileExistsError: a file of this name is there already.
+        DataLossError: a name is not a plain file name: it could lead out of `directory`.
+        FileExistsError: a file of this name is there already and `overwrite` is false.
     """
+    folder = Path(directory)
     names = [_plain_name(file) for file in files]
     there = [name for name in names if (folder / name).exists()]
     if there and not overwrite:
         raise FileExistsError(f"already in {folder}: {', '.join(there)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
-def receive(
-    messages: Iterable[model_pb2.DownloadModelResponse],
-    expected: Iterable[model_pb2.ModelFile],
-    folder: Path,
-) -> None:
-    """Write the files of a download into `folder`: all of them, or none.
+@contextmanager
+def receiver(expected: Iterable[model_pb2.ModelFile], folder: Path) -> Iterator[Receiver]:
+    """Takes the messages of a download; its files are in `folder` after the block, all or none.
 
     Everything is written below a temporary name and checked first; files are renamed at the end.
 
@@ -42,35 +46,51 @@ def receive(
         DataLossError: sizes, digests or names are not those that were announced.
     """
     with tempfile.TemporaryDirectory(prefix=".trainwire-", dir=folder) as temporary:
-        written = _write(messages, Path(temporary))
-        missing = sorted({file.name for file in expected} - set(written))
-        if missing:
-            raise _lost(f"the download ended without {', '.join(missing)}")
-        for name in written:
+        with closing(Receiver(Path(temporary))) as opened:
+            yield opened
+            opened.finish(expected)
+        for name in opened.names:
             (Path(temporary) / name).replace(folder / name)
 
 
-def _write(messages: Iterable[model_pb2.DownloadModelResponse], folder: Path) -> list[str]:
-    """Names of the files written, in the order they came."""
-    names: list[str] = []
-    file: _File | None = None
-    try:
-        for message in messages:
-            if message.WhichOneof("payload") == "file":
-                if file is not None:
-                    file.finish()
-                file = _File(message.file, folder)
-                names.append(message.file.name)
-            elif file is None:
-                raise _lost("the download began with bytes of no file")
-            else:
-                file.write(message.chunk.data)
-        if file is not None:
-            file.finish()
-    finally:
-        if file is not None:
-            file.close()
-    return names
+class Receiver:
+    """Writes the files of a download into `folder` as they arrive, and checks them.
+
+    Attributes:
+        names: names of the files, in the order they came.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.names: list[str] = []
+        self._folder = folder
+        self._file: _File | None = None
+
+    def take(self, message: model_pb2.DownloadModelResponse) -> None:
+        """Write what one message brings."""
+        if message.WhichOneof("payload") == "file":
+            self._finish_file()
+            self._file = _File(message.file, self._folder)
+            self.names.append(message.file.name)
+        elif self._file is None:
+            raise _lost("the download began with bytes of no file")
+        else:
+            self._file.write(message.chunk.data)
+
+    def finish(self, expected: Iterable[model_pb2.ModelFile]) -> None:
+        """Check that all that was expected has come."""
+        self._finish_file()
+        missing = sorted({file.name for file in expected} - set(self.names))
+        if missing:
+            raise _lost(f"the download ended without {', '.join(missing)}")
+
+    def _finish_file(self) -> None:
+        if self._file is not None:
+            self._file.finish()
+
+    def close(self) -> None:
+        """Close the file that is being written."""
+        if self._file is not None:
+            self._file.close()
 
 
 class _File:

@@ -41,7 +41,10 @@ __all__ = [
     "UnavailableError",
     "UnimplementedError",
     "UnreadableDataError",
+    "UnreadableRequestError",
     "from_rpc_error",
+    "succeeded",
+    "unavailable",
 ]
 
 
@@ -148,6 +151,10 @@ class UnreadableDataError(TrainwireError):
     """The data to upload cannot be read as a table; no call was made."""
 
 
+class UnreadableRequestError(TrainwireError):
+    """The file does not hold a request; no call was made."""
+
+
 class MissingExtraError(TrainwireError):
     """A package that this function needs is not installed; the message says which."""
 
@@ -157,7 +164,9 @@ class JobFailedError(TrainwireError):
 
     def __init__(self, job: training_pb2.TrainingJob) -> None:
         failure = job.failure
-        reason = training_pb2.FailureReason.Name(failure.reason).removeprefix("FAILURE_REASON_")
+        field = training_pb2.Failure.DESCRIPTOR.fields_by_name["reason"]
+        # A newer server may know reasons that this client does not: then the number.
+        reason = contract.value_text(field, failure.reason).removeprefix("FAILURE_REASON_")
         super().__init__(
             f"{job.name} failed ({reason}): {failure.message}",
             reason=reason,
@@ -175,6 +184,15 @@ class JobCancelledError(TrainwireError):
     def __init__(self, job: training_pb2.TrainingJob) -> None:
         super().__init__(f"{job.name} was cancelled after {job.progress.epoch} epochs")
         self.job = job
+
+
+def succeeded(job: training_pb2.TrainingJob) -> training_pb2.TrainingJob:
+    """The finished job itself, if it ended well; raises how it ended if not."""
+    if job.state == training_pb2.JOB_STATE_FAILED:
+        raise JobFailedError(job)
+    if job.state == training_pb2.JOB_STATE_CANCELLED:
+        raise JobCancelledError(job)
+    return job
 
 
 STATUS_CLASSES: dict[tuple[grpc.StatusCode, str], type[TrainwireError]] = {
@@ -209,6 +227,14 @@ def from_rpc_error(error: grpc.RpcError, target: str) -> TrainwireError:
     if code is grpc.StatusCode.UNAVAILABLE:
         text = f"no answer from the trainwire server at {target}: {text}"
     return kind(text or code.name, code, reason, violations)
+
+
+def unavailable(error: grpc.RpcError, target: str) -> UnavailableError:
+    """The failure of a call that may work when it is tried again; raises any other failure."""
+    failure = from_rpc_error(error, target)
+    if not isinstance(failure, UnavailableError):
+        raise failure from error
+    return failure
 
 
 def invalid_request(violations: Iterable[contract.Violation]) -> InvalidRequestError:

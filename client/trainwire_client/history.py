@@ -47,7 +47,7 @@ class History:
             self.progress = event.progress
         elif kind == "warning":
             self.warnings.append(event.warning)
-        else:
+        elif kind is not None:  # a kind that only a newer server knows ends nothing
             self.end = event
 
     @property

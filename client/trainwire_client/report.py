@@ -12,16 +12,19 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from trainwire import contract
-from trainwire.v1 import dataset_pb2, model_pb2, training_pb2
+from trainwire.v1 import dataset_pb2, model_pb2, system_pb2, training_pb2
 
 __all__ = [
     "PlainReport",
     "dataset_line",
+    "dataset_rows",
     "event_lines",
     "failure_reason",
+    "info_lines",
     "job_lines",
     "job_rows",
     "model_rows",
+    "plan_lines",
     "printable",
     "short_name",
     "table_lines",
@@ -76,7 +79,8 @@ def event_lines(event: training_pb2.TrainingEvent) -> list[str]:
     """The lines of one event; each begins with the kind of the event."""
     kind = event.WhichOneof("event")
     if kind is None:
-        return []
+        newer = contract.beyond(event)
+        return [printable(f"unknown {event.job} event {event.sequence}: {one}") for one in newer]
     lines = _EVENT_LINES[kind](getattr(event, kind), event)
     return [printable(f"{kind} {line}") for line in lines]
 
@@ -86,9 +90,16 @@ def _queued(queued: training_pb2.JobQueued, event: training_pb2.TrainingEvent) -
 
 
 def _started(started: training_pb2.JobStarted, event: training_pb2.TrainingEvent) -> Iterator[str]:
+    where, *rest = _setup_texts(started)
+    yield f"{event.job} {where}"
+    yield from rest
+
+
+def _setup_texts(started: training_pb2.JobStarted) -> Iterator[str]:
+    """Device, sizes and classes of a training, one text each."""
     precision = short_name(training_pb2.Precision, started.precision)
     yield (
-        f"{event.job} device={started.device} precision={precision} threads={started.threads} "
+        f"device={started.device} precision={precision} threads={started.threads} "
         f"deterministic={str(started.deterministic).lower()}"
     )
     yield f"parameters={started.parameter_count} features={len(started.feature_columns)}"
@@ -211,6 +222,24 @@ def job_lines(job: training_pb2.TrainingJob) -> list[str]:
     return [printable(line) for line in lines]
 
 
+def plan_lines(answer: training_pb2.TrainingJob) -> list[str]:
+    """The answer to validate_only: what would be trained, warnings, effective request."""
+    plan = answer.plan
+    sizes = (plan.started.train, plan.started.validation, plan.started.test)
+    train, validation, test = (size.rows for size in sizes)
+    shown = training_pb2.TrainingJob(request=answer.request, set_fields=answer.set_fields)
+    shown.request.ClearField("validate_only")  # of the dry run, not of the training
+    lines = [
+        *(f"plan {text}" for text in _setup_texts(plan.started)),
+        f"plan rows train={train} validation={validation} test={test}",
+        f"plan memory={_size_text(plan.memory_estimate_bytes)} (estimate)",
+        *(f"warning {_warning_text(warning)}" for warning in answer.warnings),
+        f"request digest {answer.request_digest}, contract {answer.contract_version}",
+        *_request_lines(shown),
+    ]
+    return [printable(line) for line in lines]
+
+
 def _best_lines(progress: training_pb2.JobProgress) -> list[str]:
     if not progress.best_epoch:
         return []
@@ -281,6 +310,54 @@ def dataset_line(dataset: dataset_pb2.Dataset) -> str:
     return f"{dataset.name} rows={dataset.row_count} columns={columns} bytes={size}"
 
 
+def dataset_rows(datasets: Iterable[dataset_pb2.Dataset]) -> Iterator[tuple[str, ...]]:
+    """A heading and one row for each dataset."""
+    yield "DATASET", "FORMAT", "ROWS", "COLUMNS", "BYTES", "CREATED (UTC)"
+    for dataset in datasets:
+        yield (
+            dataset.name,
+            short_name(dataset_pb2.DatasetFormat, dataset.format),
+            str(dataset.row_count),
+            str(len(dataset.columns)),
+            str(dataset.size_bytes),
+            _time(dataset.create_time),
+        )
+
+
+def _contract_difference(info: system_pb2.SystemInfo) -> str:
+    """Which side is older, where the contracts differ."""
+    if info.contract_digest == contract.contract_digest():
+        return ""
+    mine = contract.contract_version()
+    return f" (not the same as this client's {mine}: {_order(mine, info.contract_version)})"
+
+
+def _order(mine: str, theirs: str) -> str:
+    try:
+        order = contract.compare_versions(mine, theirs)
+    except ValueError:
+        return "the server's is no version"
+    return "built from other files" if order == "same" else f"the server is {order}"
+
+
+def info_lines(info: system_pb2.SystemInfo) -> list[str]:
+    """The server's versions, devices and queue."""
+    lines = [
+        f"server {info.version}",
+        f"contract {info.contract_version}{_contract_difference(info)}",
+        f"torch {info.torch_version}",
+        *(_device_text(device) for device in info.devices),
+        f"executor {info.executor}",
+        f"jobs running={info.running_jobs} of at most {info.max_concurrent_jobs}, "
+        f"queued={info.queued_jobs}, threads for each={info.threads_per_job}",
+    ]
+    return [printable(line) for line in lines]
+
+
+def _device_text(device: system_pb2.DeviceInfo) -> str:
+    return f"device {device.name} memory={_size_text(device.memory_bytes)} {device.model}".rstrip()
+
+
 def table_lines(heading: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
     """Rows as aligned lines, two spaces between columns."""
     table = [[printable(cell) for cell in row] for row in (heading, *rows)]
@@ -319,6 +396,10 @@ def warning_message(warning: training_pb2.JobWarning) -> str:
 def printable(text: str) -> str:
     """One line without control characters: names come from anybody, terminals obey them."""
     return "".join(character if character.isprintable() else " " for character in text)
+
+
+def _size_text(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:,.1f} MB"
 
 
 def _filled(label: str, value: str | int) -> list[str]:

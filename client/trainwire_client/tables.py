@@ -1,9 +1,11 @@
-"""Files and frames -> one Arrow IPC stream on disk, ready to upload.
+"""Files, frames and arrays, ready to upload.
 
-The same data give the same bytes, whatever they came from and however they were chunked there:
-record batches are cut anew, metadata is dropped, and types that differ between libraries but not
-in meaning (dictionary-encoded, large and view strings) become plain ones. The server names a
-dataset by the digest of its bytes, so equal data are uploaded once.
+Files are sent as they are: what reads them is the server, so a client that uploads files needs no
+Arrow. Frames and arrays become one Arrow IPC stream in a temporary file, and the same data give the
+same bytes, whatever library they came from and however they were chunked there: record batches are
+cut anew, metadata is dropped, and types that differ between libraries but not in meaning
+(dictionary-encoded, large and view strings) become plain ones. The server names a dataset by the
+digest of its bytes, so equal data are uploaded once.
 
 Nothing is held whole in memory that was not there before. pyarrow is imported on first use.
 """
@@ -12,14 +14,16 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import os
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainwire.v1 import dataset_pb2
 from trainwire_client.errors import MissingExtraError, UnreadableDataError
 
 __all__ = ["CHUNK_BYTES", "Spool", "spool"]
@@ -28,8 +32,8 @@ CHUNK_BYTES = 2**20
 _BATCH_BYTES = 16 * 2**20
 _BATCH_ROWS = 2**16
 _VARIABLE_WIDTH_BITS = 256  # a guess for text: the batch size needs no more
-_CSV_BLOCK_BYTES = 16 * 2**20  # column types are inferred from the first block
-_FILE_KINDS = "Parquet (.parquet), CSV (.csv, .csv.gz), Arrow IPC or Feather (.arrow, .feather)"
+_ARROW_STREAM_SUFFIXES = (".arrow", ".arrows", ".ipc")
+_FILE_KINDS = "Parquet (.parquet), CSV (.csv), Arrow IPC or Feather version 2 (.arrow, .feather)"
 _ACCEPTED = (
     f"a path to a {_FILE_KINDS} file, a pyarrow Table, a pandas or polars DataFrame, "
     "or a mapping of column names to NumPy arrays"
@@ -38,19 +42,19 @@ _ACCEPTED = (
 
 @dataclass(frozen=True)
 class Spool:
-    """An Arrow IPC stream in a temporary file.
+    """Bytes on disk, described as an upload announces them.
 
     Attributes:
-        path: the file; it is gone after the `with` block of `spool`.
+        path: the file; one made from a frame is gone after the `with` block of `spool`.
+        format: the format of its bytes.
         size_bytes: its size.
         sha256: its SHA-256, in lower-case hexadecimal.
-        row_count: number of rows in it.
     """
 
     path: Path
+    format: dataset_pb2.DatasetFormat.ValueType
     size_bytes: int
     sha256: str
-    row_count: int
 
     def chunks(self) -> Iterator[bytes]:
         """The bytes, at most `CHUNK_BYTES` at a time.
@@ -69,57 +73,79 @@ def _read_to_end(file: Any) -> Iterator[bytes]:
 
 @contextmanager
 def spool(data: Any) -> Iterator[Spool]:
-    """Write `data` to a temporary file as an Arrow IPC stream; the file goes with the block.
+    """The bytes to send for `data`; what had to be written for it goes with the block.
 
     Args:
         data: path to a Parquet, CSV, Arrow or Feather file, pyarrow Table, pandas or polars
             DataFrame, or mapping of column name -> 1-d NumPy array.
 
     Raises:
-        UnreadableDataError: it is none of these, or broken; the message says where.
-        MissingExtraError: pyarrow is not installed.
+        UnreadableDataError: it is none of these; the message says what is allowed.
+        MissingExtraError: it is not a file and pyarrow is not installed.
     """
+    if isinstance(data, (str, os.PathLike)):
+        yield _described(Path(data))
+        return
     pa = _pyarrow()
     with tempfile.TemporaryDirectory(prefix="trainwire-") as folder:
         path = Path(folder) / "table.arrows"
         with _readable(data, pa):
-            rows = _write(path, *_batches(data, pa), pa)
+            _write(path, _table(data, pa), pa)
+        yield _described(path)
+
+
+# ------------------------------------------------------------------------ files
+
+
+def _described(path: Path) -> Spool:
+    try:
+        kind = _format(path)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        yield Spool(path, path.stat().st_size, digest, rows)
+            size = file.tell()
+    except OSError as error:
+        raise UnreadableDataError(f"cannot read {path}: {error.strerror or error}") from error
+    if not size:
+        raise UnreadableDataError(f"cannot read {path}: it is empty")
+    return Spool(path, kind, size, digest)
 
 
-def _pyarrow(submodule: str = "") -> Any:
+def _format(path: Path) -> dataset_pb2.DatasetFormat.ValueType:
+    """By the first bytes, which do not lie; where they say nothing, by the name."""
+    if path.is_dir():
+        raise UnreadableDataError(f"cannot read {path}: it is a folder; allowed: {_ACCEPTED}")
+    with path.open("rb") as file:
+        magic = file.read(6)
+    suffix = path.suffix.lower()
+    if magic.startswith(b"PAR1"):
+        return dataset_pb2.DATASET_FORMAT_PARQUET
+    if magic == b"ARROW1" or suffix in _ARROW_STREAM_SUFFIXES:
+        return dataset_pb2.DATASET_FORMAT_ARROW
+    if suffix == ".csv":
+        return dataset_pb2.DATASET_FORMAT_CSV
+    raise UnreadableDataError(f"cannot read {path}: not a known format; allowed: {_FILE_KINDS}")
+
+
+# ------------------------------------------------------------------------ frames and arrays
+
+
+def _pyarrow() -> Any:
     try:
-        return importlib.import_module(f"pyarrow{submodule}")
+        return importlib.import_module("pyarrow")
     except ModuleNotFoundError as error:
         raise MissingExtraError(
-            "uploading data needs pyarrow, which is not installed; "
+            "uploading frames and arrays (not files) needs pyarrow, which is not installed; "
             "install it with: pip install 'trainwire[data]'"
         ) from error
 
 
 @contextmanager
 def _readable(data: Any, pa: Any) -> Iterator[None]:
-    """Turns what Arrow says about broken data into our error, naming the source."""
-    source = str(data) if isinstance(data, (str, Path)) else f"the {type(data).__name__}"
+    """Turns what Arrow says about data it cannot hold into our error, naming the source."""
     try:
         yield
     except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise UnreadableDataError(f"cannot read {source}: {error}") from error
-    except OSError as error:
-        raise UnreadableDataError(f"cannot read {source}: {error.strerror or error}") from error
-
-
-# ------------------------------------------------------------------------ sources
-
-
-def _batches(data: Any, pa: Any) -> tuple[Any, Iterable[Any]]:
-    """Schema and record batches of anything that can be uploaded."""
-    if isinstance(data, (str, Path)):
-        return _file_batches(Path(data), pa)
-    table = _table(data, pa)
-    return table.schema, table.to_batches()
+        raise UnreadableDataError(f"cannot read the {type(data).__name__}: {error}") from error
 
 
 def _table(data: Any, pa: Any) -> Any:
@@ -163,68 +189,20 @@ def _array(name: Any, values: Any, pa: Any) -> Any:
         raise UnreadableDataError(f"column {name!r}: {error}") from error
 
 
-def _file_batches(path: Path, pa: Any) -> tuple[Any, Iterable[Any]]:
-    """By the first bytes, which do not lie; CSV has none and goes by its name."""
-    if path.is_dir():
-        raise UnreadableDataError(f"cannot read {path}: it is a folder; allowed: {_ACCEPTED}")
-    with path.open("rb") as file:
-        magic = file.read(8)
-    if magic.startswith(b"PAR1"):
-        return _parquet_batches(path)
-    if magic.startswith(b"ARROW1"):
-        return _ipc_file_batches(path, pa)
-    if path.name.lower().endswith((".csv", ".csv.gz")):
-        return _csv_batches(path)
-    if path.suffix.lower() in (".arrow", ".arrows", ".ipc"):
-        reader = pa.ipc.open_stream(pa.memory_map(str(path)))
-        return reader.schema, reader
-    raise UnreadableDataError(f"cannot read {path}: not a known format; allowed: {_FILE_KINDS}")
-
-
-def _parquet_batches(path: Path) -> tuple[Any, Iterable[Any]]:
-    file = _pyarrow(".parquet").ParquetFile(path)
-    schema = file.schema_arrow
-    return schema, file.iter_batches(batch_size=_rows_per_batch(schema))
-
-
-def _ipc_file_batches(path: Path, pa: Any) -> tuple[Any, Iterable[Any]]:
-    reader = pa.ipc.open_file(pa.memory_map(str(path)))
-    return reader.schema, (reader.get_batch(i) for i in range(reader.num_record_batches))
-
-
-def _csv_batches(path: Path) -> tuple[Any, Iterable[Any]]:
-    csv = _pyarrow(".csv")
-    # Without threads the messages about broken lines have their row numbers.
-    options = csv.ReadOptions(block_size=_CSV_BLOCK_BYTES, use_threads=False)
-    reader = csv.open_csv(path, read_options=options)
-    return reader.schema, reader
-
-
 # ------------------------------------------------------------------------ the stream
 
 
-def _write(path: Path, schema: Any, batches: Iterable[Any], pa: Any) -> int:
-    plain = _plain_schema(schema, pa)
-    rows = 0
+def _write(path: Path, table: Any, pa: Any) -> None:
+    plain = _plain_schema(table.schema, pa)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, plain) as writer:
-        for table in _cut(batches, schema, _rows_per_batch(plain)):
-            for batch in table.cast(plain).combine_chunks().to_batches():
+        for piece in _cut(table, _rows_per_batch(plain)):
+            for batch in piece.cast(plain).combine_chunks().to_batches():
                 writer.write_batch(batch)
-                rows += batch.num_rows
-    return rows
 
 
-def _cut(batches: Iterable[Any], schema: Any, size: int) -> Iterator[Any]:
+def _cut(table: Any, size: int) -> Iterator[Any]:
     """The same rows in tables of `size` rows (the last may be shorter)."""
-    pa = _pyarrow()
-    held = schema.empty_table()
-    for batch in batches:
-        held = pa.concat_tables([held, pa.Table.from_batches([batch], schema)])
-        while held.num_rows >= size:
-            yield held.slice(0, size)
-            held = held.slice(size)
-    if held.num_rows:
-        yield held
+    return (table.slice(start, size) for start in range(0, table.num_rows, size))
 
 
 def _plain_schema(schema: Any, pa: Any) -> Any:

@@ -4,6 +4,7 @@ The field options in ``trainwire/v1/*.proto`` are the only place where a default
 This module turns them into behaviour, for the client and the server alike:
 
 * `violations` lists everything that is wrong with a message, with paths;
+* `beyond` lists what an answer of a newer server holds that is not in this contract;
 * `resolve` fills in every default, so that the request says all that will be used;
 * `warnings` lists fields that were set but have no effect;
 * `describe` lists the parameters, for reference pages and forms;
@@ -22,7 +23,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 from google.protobuf import descriptor_pb2, json_format, unknown_fields
 from google.protobuf.descriptor import (
@@ -41,7 +42,9 @@ __all__ = [
     "Parameter",
     "Violation",
     "assign",
+    "beyond",
     "canonical_json",
+    "compare_versions",
     "contract_digest",
     "contract_version",
     "describe",
@@ -53,7 +56,7 @@ __all__ = [
     "warnings",
 ]
 
-NOT_DIGESTED = ("request_id", "display_name", "labels")
+NOT_DIGESTED = ("request_id", "display_name", "labels", "validate_only")
 """Fields of a TrainingRequest that do not change what is trained."""
 
 _M = TypeVar("_M", bound=Message)
@@ -236,23 +239,25 @@ def violations(message: Message) -> list[Violation]:
 
 
 def _unknown(message: Message, path: str) -> Iterator[Violation]:
-    # The type stubs do not know that the set can be iterated.
-    items = cast("Any", unknown_fields.UnknownFieldSet(message))
-    for number in dict.fromkeys(item.field_number for item in items):
+    for number in _unknown_numbers(message):
         yield _unreadable(cast("Descriptor", message.DESCRIPTOR), number, path)
     for field, value in message.ListFields():
         for child_path, child in _children(field, value, _join(path, field.name)):
             yield from _unknown(child, child_path)
 
 
+def _unknown_numbers(message: Message) -> list[int]:
+    """Numbers of the fields that could not be read, each once."""
+    # The type stubs do not know that the set can be iterated.
+    items = cast("Any", unknown_fields.UnknownFieldSet(message))
+    return list(dict.fromkeys(item.field_number for item in items))
+
+
 def _unreadable(descriptor: Descriptor, number: int, path: str) -> Violation:
     known = descriptor.fields_by_number.get(number)
     if known is None:
-        return Violation(
-            _join(path, str(number)),
-            f"unknown field number {number} of {descriptor.full_name}: "
-            f"contract {contract_version()} has no such field",
-        )
+        problem = f"unknown field number {number} of {descriptor.full_name}; {_not_here()}"
+        return Violation(_join(path, str(number)), problem)
     # protobuf also puts aside what has another type on the wire, and map entries with more in them.
     return Violation(_join(path, known.name), f"cannot be read as {type_text(known)}")
 
@@ -330,9 +335,12 @@ def _broken_value(field: FieldDescriptor, value: Any, path: str) -> Iterator[Vio
 
 
 def _broken_enum(enum: EnumDescriptor, value: int, path: str) -> Iterator[Violation]:
-    if value == 0 or value not in enum.values_by_number:
-        name = enum.values_by_number[value].name if value in enum.values_by_number else value
-        allowed = ", ".join(enum_names(enum))
+    allowed = ", ".join(enum_names(enum))
+    if value not in enum.values_by_number:
+        problem = f"{value} is not a value of {enum.name}; allowed: {allowed}; {_not_here()}"
+        yield Violation(path, problem)
+    elif value == 0:
+        name = enum.values_by_number[0].name
         yield Violation(path, f"{name} is not a value of {enum.name}; allowed: {allowed}")
 
 
@@ -393,6 +401,69 @@ def _below_one(one: float, other: float) -> bool:
 
 def _named(root: Message, path: str) -> str:
     return f"{path}, which is {_plain(_lookup(root, path))}"
+
+
+# ------------------------------------------------------------------------ old and new
+
+
+def _not_here() -> str:
+    """Said to a caller whose contract may be newer; only the callee's version is known here."""
+    return (
+        f"contract {contract_version()} does not have it: "
+        "if the caller's contract has it, the server is older"
+    )
+
+
+def beyond(answer: Message) -> list[Violation]:
+    """What an answer holds that this contract does not: fields and enum values, with paths.
+
+    Such an answer comes from a newer server. It is not wrong: the rest of it can be read, and what
+    cannot is kept when the message is copied or serialized.
+    """
+    return list(_beyond(answer, ""))
+
+
+def _beyond(message: Message, path: str) -> Iterator[Violation]:
+    for number in _unknown_numbers(message):
+        what = f"unknown field number {number} of {message.DESCRIPTOR.full_name}"
+        yield _newer(_join(path, str(number)), what)
+    for field, value in message.ListFields():
+        here = _join(path, field.name)
+        if field.enum_type is not None:
+            yield from _unknown_values(field.enum_type, value, here)
+        for child_path, child in _children(field, value, here):
+            yield from _beyond(child, child_path)
+
+
+def _unknown_values(enum: EnumDescriptor, value: Any, path: str) -> Iterator[Violation]:
+    for number in [value] if isinstance(value, int) else value:
+        if number not in enum.values_by_number:
+            yield _newer(path, f"{number} is not a value of {enum.name}")
+
+
+def _newer(path: str, what: str) -> Violation:
+    here = f"contract {contract_version()} does not have it"
+    return Violation(path, f"{what}; {here}: the server is newer")
+
+
+def compare_versions(mine: str, theirs: str) -> Literal["same", "older", "newer"]:
+    """Whether `theirs` is the same version as `mine`, an older or a newer one.
+
+    Versions are MAJOR.MINOR.PATCH (https://semver.org), compared number by number.
+
+    Raises:
+        ValueError: one of them is no such version.
+    """
+    one, other = _version_numbers(mine), _version_numbers(theirs)
+    if one == other:
+        return "same"
+    return "older" if other < one else "newer"
+
+
+def _version_numbers(version: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"\d+\.\d+\.\d+", version, re.ASCII):
+        raise ValueError(f"{version!r} is no version; allowed: MAJOR.MINOR.PATCH, as in 0.1.0")
+    return tuple(int(number) for number in version.split("."))
 
 
 # ------------------------------------------------------------------------ what was set

@@ -23,11 +23,12 @@ from trainwire.v1 import (
 )
 from trainwire_server.data.catalog import Catalog, DataDirectoryInUse
 from trainwire_server.execution.local import LocalExecutor
+from trainwire_server.jobs.devices import Devices
 from trainwire_server.jobs.manager import Manager
+from trainwire_server.jobs.queue import Slots
 from trainwire_server.jobs.store import Store
 from trainwire_server.logs import configure_logs
 from trainwire_server.service.dataset import DatasetService
-from trainwire_server.service.devices import Devices
 from trainwire_server.service.model import ModelService
 from trainwire_server.service.status import DecodeInterceptor
 from trainwire_server.service.system import SystemService
@@ -98,16 +99,16 @@ async def _serve(settings: Settings, catalog: Catalog, store: Store) -> None:
     address = _bind(server, settings.listen)
     executor = LocalExecutor()
     devices = Devices(executor)
-    manager = Manager(store, catalog, executor, settings.threads, settings.grace)
-    training_pb2_grpc.add_TrainingServiceServicer_to_server(
-        TrainingService(manager, devices), server
-    )
+    slots = Slots(settings.max_concurrent_jobs, settings.jobs_per_device)
+    manager = Manager(store, catalog, executor, devices, slots, settings.threads, settings.grace)
+    training_pb2_grpc.add_TrainingServiceServicer_to_server(TrainingService(manager), server)
+    memory = settings.ingest_memory_mb * 2**20
     dataset_pb2_grpc.add_DatasetServiceServicer_to_server(
-        DatasetService(store, catalog, executor), server
+        DatasetService(store, catalog, executor, manager, memory), server
     )
     model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(store, catalog), server)
     system_pb2_grpc.add_SystemServiceServicer_to_server(
-        SystemService(manager, devices, executor.name, settings.threads), server
+        SystemService(manager, devices, executor.name, settings), server
     )
     health_servicer = await _add_health(server)
     reflection.enable_server_reflection(

@@ -79,6 +79,28 @@ class DatasetUnsuitable(RequestError):
     reason = "DATASET_UNSUITABLE"
 
 
+class Untrainable(RequestError):
+    """A dry run found that the job would fail; `reason` is that of the failure."""
+
+    def __init__(self, failure: training_pb2.Failure) -> None:
+        fields = (Violation(v.field, v.description) for v in failure.field_violations)
+        super().__init__(failure.message, tuple(fields))
+        name = training_pb2.FailureReason.Name(failure.reason)
+        self.reason = name.removeprefix("FAILURE_REASON_")
+
+
+class JobNotFinished(RequestError):
+    """The job has not ended; cancel it first."""
+
+    reason = "JOB_NOT_FINISHED"
+
+
+class DatasetInUse(RequestError):
+    """Jobs refer to the dataset; delete them first."""
+
+    reason = "DATASET_IN_USE"
+
+
 class DeviceUnavailable(RequestError):
     """The requested device is not on this server."""
 

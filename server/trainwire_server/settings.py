@@ -19,7 +19,11 @@ class Settings:
     Attributes:
         listen: address to serve on, "HOST:PORT"; port 0 takes a free one.
         data_dir: folder that holds the database, datasets and models.
-        threads: threads a training process computes with.
+        max_concurrent_jobs: jobs that may train at the same time.
+        jobs_per_device: jobs that may train at the same time on one GPU.
+        threads: threads a training process computes with; the cores divided by
+            `max_concurrent_jobs` if it was not said.
+        ingest_memory_mb: MiB that parsing an upload may allocate.
         grace: seconds that running calls and a cancelled training get to end by themselves.
         log_format: "console", "json", or "auto" (console on a terminal).
         log_level: least severe level that is logged.
@@ -27,7 +31,10 @@ class Settings:
 
     listen: str
     data_dir: Path
+    max_concurrent_jobs: int
+    jobs_per_device: int
     threads: int
+    ingest_memory_mb: int
     grace: float
     log_format: str
     log_level: str
@@ -41,7 +48,10 @@ def read_settings(
     flags = [action for action in parser._actions if action.dest != "help"]
     for action in flags:
         action.default = environment.get(f"TRAINWIRE_{action.dest.upper()}", action.default)
-    return Settings(**vars(parser.parse_args(arguments)))
+    values = vars(parser.parse_args(arguments))
+    cores = os.cpu_count() or 1
+    values["threads"] = values["threads"] or max(cores // values["max_concurrent_jobs"], 1)
+    return Settings(**values)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -54,7 +64,10 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--listen", type=_address, default="127.0.0.1:50051", help="HOST:PORT; port 0: a free one")
     add("--data-dir", type=Path, default="trainwire-data", help="folder for everything stored")
-    add("--threads", type=_count, default=os.cpu_count() or 1, help="threads of a training process")
+    add("--max-concurrent-jobs", type=_count, default=1, help="jobs that train at the same time")
+    add("--jobs-per-device", type=_count, default=1, help="jobs at the same time on one GPU")
+    add("--threads", type=_count, help="threads of a job; cores / max-concurrent-jobs if not said")
+    add("--ingest-memory-mb", type=_count, default=4096, help="MiB that parsing an upload may take")
     add("--grace", type=_seconds, default=10.0, help="seconds calls and cancelled jobs get to end")
     add("--log-format", type=_one_of(*_FORMATS), default="auto", help=", ".join(_FORMATS))
     add("--log-level", type=_one_of(*_LEVELS), default="info", help=", ".join(_LEVELS))

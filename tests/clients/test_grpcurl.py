@@ -16,21 +16,44 @@ from trainwire.v1 import dataset_pb2, training_pb2
 
 RequestFor = Callable[..., training_pb2.TrainingRequest]
 Grpcurl = Callable[..., subprocess.CompletedProcess[str]]
+Call = Callable[[str, Any], list[dict[str, Any]]]
+AssertEvents = Callable[..., list[training_pb2.TrainingEvent]]
 
+UPLOAD = "trainwire.v1.DatasetService/UploadDataset"
 SUBMIT = "trainwire.v1.TrainingService/SubmitTraining"
 TRAIN = "trainwire.v1.TrainingService/Train"
+WATCH = "trainwire.v1.TrainingService/WatchTraining"
+CANCEL = "trainwire.v1.TrainingService/CancelTraining"
 
 
 @pytest.fixture(scope="module")
 def grpcurl(server: Any) -> Grpcurl:
-    """Runs the grpcurl binary against the shared server: flags, then what to call."""
+    """Runs the grpcurl binary against the shared server: flags, then what to call; and input."""
     binary = Path(sysconfig.get_path("scripts")) / "grpcurl"
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str, data: str = "") -> subprocess.CompletedProcess[str]:
         *flags, verb = arguments
         verbs = verb.split()
         command = [str(binary), "-plaintext", *flags, server.address, *verbs]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(
+            command, input=data, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def call(grpcurl: Grpcurl) -> Call:
+    """Calls a method that must answer; the messages it answers with.
+
+    The request goes through standard input: one as an object, several as the text of their JSON.
+    """
+
+    def run(method: str, request: Any) -> list[dict[str, Any]]:
+        data = request if isinstance(request, str) else json.dumps(request)
+        done = grpcurl("-d", "@", method, data=data)
+        assert (done.returncode, done.stderr) == (0, "")
+        return list(json_objects(done.stdout))
 
     return run
 
@@ -102,10 +125,49 @@ def request_json(request_for: RequestFor) -> dict[str, Any]:
     return plain
 
 
-def test_train_streams_events_to_the_end(grpcurl: Grpcurl, request_json: dict[str, Any]) -> None:
-    done = grpcurl("-d", json.dumps(request_json), TRAIN)
-    assert (done.returncode, done.stderr) == (0, "")
-    events = [event for event in json_objects(done.stdout) if "progress" not in event]
+def test_a_csv_file_is_uploaded_once(
+    call: Call,
+    csv_file: Path,
+    upload_json: Callable[[bytes], str],
+    assert_uploaded: Callable[[dict[str, Any]], None],
+) -> None:
+    messages = upload_json(csv_file.read_bytes())
+    (first,) = call(UPLOAD, messages)
+    assert_uploaded(first)
+    # The service answers this one before it has read the chunks.
+    assert call(UPLOAD, messages) == [first]
+
+
+def test_an_uploaded_csv_file_is_trained_on_and_watched_from_the_middle(
+    call: Call,
+    csv_file: Path,
+    upload_json: Callable[[bytes], str],
+    small: RequestFor,
+    assert_events: AssertEvents,
+) -> None:
+    # Without its last row the file is new to the server, whatever other tests have uploaded.
+    rows = csv_file.read_bytes().splitlines(keepends=True)[:-1]
+    (uploaded,) = call(UPLOAD, upload_json(b"".join(rows)))
+    assert int(uploaded["row_count"]) == 599
+    request = json_format.MessageToDict(small(uploaded["name"]), preserving_proto_field_name=True)
+    trained = assert_events(call(TRAIN, request), 1, "succeeded")
+    assert len(trained) == 6
+    assert trained[1].started.request.dataset == uploaded["name"]
+    middle = {"name": trained[0].job, "after_sequence": 3}
+    assert assert_events(call(WATCH, middle), 4, "succeeded") == trained[3:]
+
+
+def test_a_running_job_is_cancelled(
+    call: Call, endless_job: training_pb2.TrainingJob, assert_events: AssertEvents
+) -> None:
+    (job,) = call(CANCEL, {"name": endless_job.name})
+    assert job["state"] in {"JOB_STATE_CANCELLING", "JOB_STATE_CANCELLED"}
+    events = assert_events(call(WATCH, {"name": endless_job.name}), 1, "cancelled")
+    assert any(event.HasField("epoch") for event in events)
+
+
+def test_train_streams_events_to_the_end(call: Call, request_json: dict[str, Any]) -> None:
+    events = [event for event in call(TRAIN, request_json) if "progress" not in event]
     assert [event["sequence"] for event in events] == [1, 2, 3, 4, 5, 6]
     kinds = ("queued", "started", "epoch", "succeeded")
     assert [kind for event in events for kind in kinds if kind in event] == [
@@ -122,9 +184,9 @@ def test_train_streams_events_to_the_end(grpcurl: Grpcurl, request_json: dict[st
 
 
 def test_zeros_that_were_set_stay_and_are_told_apart_from_defaults(
-    grpcurl: Grpcurl, request_json: dict[str, Any]
+    call: Call, request_json: dict[str, Any]
 ) -> None:
-    events = list(json_objects(grpcurl("-d", json.dumps(request_json), TRAIN).stdout))
+    events = call(TRAIN, request_json)
     effective = next(event["started"]["request"] for event in events if "started" in event)
     trainer = effective["trainer"]
     zeros = ("weight_decay", "early_stopping_patience", "use_augmentation", "label_smoothing")
@@ -133,9 +195,21 @@ def test_zeros_that_were_set_stay_and_are_told_apart_from_defaults(
     # What the request left out has its default written out.
     assert trainer["gaussian_noise_std"] == 0.01
     assert trainer["scheduler_type"] == "SCHEDULER_TYPE_COSINE_WARM_RESTARTS"
-    job = next(event["job"] for event in events)
-    done = grpcurl("-d", json.dumps({"name": job}), "trainwire.v1.TrainingService/GetTraining")
-    assert {f"trainer.{name}" for name in zeros} <= set(json.loads(done.stdout)["set_fields"])
+    (job,) = call("trainwire.v1.TrainingService/GetTraining", {"name": events[0]["job"]})
+    assert {f"trainer.{name}" for name in zeros} <= set(job["set_fields"])
+
+
+def test_false_zero_and_zero_point_zero_arrive_as_set(
+    call: Call,
+    zeros_json: dict[str, Any],
+    assert_zeros: Callable[[dict[str, Any]], None],
+) -> None:
+    (job,) = call(SUBMIT, zeros_json)
+    assert_zeros(job)
+    # They are in the printed text too, without -emit-defaults.
+    assert job["request"]["balancing"]["use_focal_loss"] is False
+    assert job["request"]["trainer"]["early_stopping_patience"] == 0
+    assert job["request"]["model"]["dropout"] == 0
 
 
 def test_every_field_of_an_event_is_there_when_asked_for(

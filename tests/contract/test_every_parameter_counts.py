@@ -25,7 +25,7 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
 from trainwire import contract
-from trainwire.v1 import training_pb2
+from trainwire.v1 import dataset_pb2, training_pb2
 from trainwire_client import TrainingClient
 from trainwire_client.errors import AlreadyExistsError, DeviceUnavailableError
 from trainwire_server.data import profile
@@ -116,7 +116,7 @@ class Laboratory:
         table = pa.table(make_columns())
         with pa.ipc.new_file(source, table.schema) as writer:
             writer.write_table(table)
-        profile.ingest(source, self.table)
+        profile.ingest(source, self.table, dataset_pb2.DATASET_FORMAT_ARROW)
 
     def run(self, request: training_pb2.TrainingRequest, train: Fit = fit) -> Outcome:
         """Train, whether this request was run before or not."""
@@ -347,6 +347,13 @@ IN_PROCESS: dict[str, Entry] = {
     "balancing.class_weight_method": moves(f"class_weights {LEARNING}", "SQRT", "EFFECTIVE_NUMBER"),
     "balancing.use_oversampling": moves(f"balanced_class_counts {LEARNING}", "false"),
     "balancing.oversample_ratio": moves(f"balanced_class_counts {LEARNING}", "0.9"),
+    "balancing.use_undersampling": moves(f"balanced_class_counts {LEARNING}", "true"),
+    "balancing.undersample_ratio": moves(
+        f"balanced_class_counts {LEARNING}",
+        "0.5",
+        "0.7",
+        base={"balancing.use_undersampling": "true"},
+    ),
 }
 
 
@@ -513,12 +520,51 @@ def see_device(client: TrainingClient, request_for: RequestFor, _: Columns) -> N
             assert [each.device for each in started] == [name]
 
 
+def see_priority(client: TrainingClient, request_for: RequestFor, _: Columns) -> None:
+    """Behind a job that takes the only place, the one of higher priority comes first."""
+    blocking = client.submit(request_for(epochs=100_000, early_stopping_patience=0))
+    next(event for event in client.watch(blocking) if event.HasField("epoch"))
+    jobs = []
+    for priority in (None, 5, -5):
+        request = request_for(epochs=1)
+        if priority is not None:
+            request.resources.priority = priority
+        jobs.append(client.submit(request))
+    assert [client.get(job).queue_position for job in jobs] == [2, 1, 3]
+    client.cancel(blocking)
+    began = []
+    for job in jobs:
+        started = next(event for event in client.watch(job) if event.HasField("started"))
+        began.append(started.time.ToNanoseconds())
+    assert began[1] < began[0] < began[2]
+
+
+def see_validate_only(client: TrainingClient, request_for: RequestFor, _: Columns) -> None:
+    """A plan and no job: what it says is what the job says when it starts."""
+    request = request_for(epochs=1)
+    request.request_id = "counts-plan"
+    before = [job.name for job in client.list()]
+    planned = client.validate(request)
+    assert [job.name for job in client.list()] == before
+    assert not planned.name
+    assert planned.plan.memory_estimate_bytes > 0
+    job = client.submit(request)
+    assert job.name
+    assert not job.HasField("plan")
+    started = next(event.started for event in client.watch(job) if event.HasField("started"))
+    assert planned.plan.started.request.validate_only
+    planned.plan.started.request.validate_only = False
+    assert planned.plan.started == started
+
+
 ON_THE_WIRE: dict[str, Callable[[TrainingClient, RequestFor, Columns], None]] = {
     "request_id": see_request_id,
     "display_name": see_display_name,
     "labels": see_labels,
     "dataset": see_dataset,
     "resources.device": see_device,
+    "resources.priority": see_priority,
+    "validate_only": see_validate_only,
 }
 """Fields that the service honours, not the training: each a function that sees the difference."""
 

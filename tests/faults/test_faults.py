@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -276,6 +278,28 @@ def test_a_server_that_ends_loses_nothing(
         assert [event.sequence for event in watched_queued] == [1, 2, 3, 4, 5]
         assert watched_queued == stored(client.watch(queued[0]))
         assert client.info().queued_jobs == 0
+
+
+def test_a_waiting_job_of_a_newer_server_is_not_trained_on_half_of_its_request(
+    start_server: Callable[..., Any], columns: Any, small: Any
+) -> None:
+    server = start_server()
+    with server.client() as client:
+        dataset = client.upload(columns())
+        first_epoch(client, client.submit(small(dataset.name, epochs=100_000)))
+        waiting = client.submit(small(dataset.name))
+    server.kill()
+    database = server.data_dir / "trainwire.db"
+    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+        waiting.request.trainer.MergeFromString(bytes([0xF8, 0xF0, 0x04, 0x01]))
+        row = (waiting.SerializeToString(), waiting.name.partition("/")[2])
+        connection.execute("UPDATE jobs SET body = ? WHERE id = ?", row)
+    with start_server().client() as client:
+        events = stored(client.watch(waiting.name))
+    assert kinds(events) == ["queued", "failed"]
+    failure = events[-1].failed.failure
+    assert failure.reason == training_pb2.FAILURE_REASON_INVALID_REQUEST
+    assert failure.message.startswith("trainer.9999: unknown field number 9999")
 
 
 def test_a_stopping_server_ends_watches_at_once(

@@ -11,6 +11,7 @@ import pytest
 from google.protobuf.descriptor import MethodDescriptor
 
 from trainwire.v1 import dataset_pb2, model_pb2, system_pb2, training_pb2
+from trainwire_client import TrainingClient
 from trainwire_server import errors
 from trainwire_server.service.status import CODES, to_status
 
@@ -45,8 +46,11 @@ class Entry:
 GET_JOB = training_pb2.GetTrainingRequest(name="jobs/none")
 WATCH_JOB = training_pb2.WatchTrainingRequest(name="jobs/none")
 CANCEL_JOB = training_pb2.CancelTrainingRequest(name="jobs/none")
+DELETE_JOB = training_pb2.DeleteTrainingRequest(name="jobs/none")
 GET_DATASET = dataset_pb2.GetDatasetRequest(name="datasets/none")
+DELETE_DATASET = dataset_pb2.DeleteDatasetRequest(name="datasets/none")
 GET_MODEL = model_pb2.GetModelRequest(name="models/none")
+DELETE_MODEL = model_pb2.DeleteModelRequest(name="models/none")
 DOWNLOAD = model_pb2.DownloadModelRequest(name="models/none")
 HEADER = dataset_pb2.DatasetHeader(
     format=dataset_pb2.DATASET_FORMAT_ARROW, size_bytes=1, sha256="0" * 64
@@ -59,13 +63,16 @@ ENTRIES = {
     "TrainingService.ListTrainings": Entry(sound=training_pb2.ListTrainingsRequest()),
     "TrainingService.WatchTraining": Entry(("name",), WATCH_JOB),
     "TrainingService.CancelTraining": Entry(("name",), CANCEL_JOB),
+    "TrainingService.DeleteTraining": Entry(("name",), DELETE_JOB),
     "DatasetService.UploadDataset": Entry(
         ("payload",), sound=dataset_pb2.UploadDatasetRequest(header=HEADER)
     ),
     "DatasetService.GetDataset": Entry(("name",), GET_DATASET),
     "DatasetService.ListDatasets": Entry(sound=dataset_pb2.ListDatasetsRequest()),
+    "DatasetService.DeleteDataset": Entry(("name",), DELETE_DATASET),
     "ModelService.GetModel": Entry(("name",), GET_MODEL),
     "ModelService.ListModels": Entry(sound=model_pb2.ListModelsRequest()),
+    "ModelService.DeleteModel": Entry(("name",), DELETE_MODEL),
     "ModelService.DownloadModel": Entry(("name",), DOWNLOAD),
     "SystemService.GetSystemInfo": Entry(),
 }
@@ -153,6 +160,59 @@ def test_bytes_that_are_no_message_are_invalid(
     assert refused.reason == "INVALID_REQUEST"
 
 
+def test_a_job_that_has_not_ended_cannot_be_deleted(
+    endless_job: training_pb2.TrainingJob, channel: grpc.Channel, refusal: Refusal
+) -> None:
+    request = training_pb2.DeleteTrainingRequest(name=endless_job.name).SerializeToString()
+    refused = refusal(lambda: invoke(channel, "TrainingService.DeleteTraining", request))
+    assert refused.code is grpc.StatusCode.FAILED_PRECONDITION
+    assert refused.reason == "JOB_NOT_FINISHED"
+    assert endless_job.name in refused.message
+
+
+def test_a_dataset_that_a_job_refers_to_cannot_be_deleted(
+    endless_job: training_pb2.TrainingJob, channel: grpc.Channel, refusal: Refusal
+) -> None:
+    name = endless_job.request.dataset
+    request = dataset_pb2.DeleteDatasetRequest(name=name).SerializeToString()
+    refused = refusal(lambda: invoke(channel, "DatasetService.DeleteDataset", request))
+    assert refused.code is grpc.StatusCode.FAILED_PRECONDITION
+    assert refused.reason == "DATASET_IN_USE"
+    assert name in refused.message
+
+
+def test_train_does_not_take_validate_only(
+    request_for: Callable[..., training_pb2.TrainingRequest],
+    channel: grpc.Channel,
+    refusal: Refusal,
+) -> None:
+    request = request_for()
+    request.validate_only = True
+    data = request.SerializeToString()
+    refused = refusal(lambda: invoke(channel, "TrainingService.Train", data))
+    assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert refused.reason == "INVALID_REQUEST"
+    assert list(refused.fields) == ["validate_only"]
+
+
+def test_validate_only_says_why_labels_cannot_be_trained_on(
+    client: TrainingClient,
+    columns: Callable[..., dict[str, Any]],
+    small: Callable[..., training_pb2.TrainingRequest],
+    channel: grpc.Channel,
+    refusal: Refusal,
+) -> None:
+    """The reason is the one that a job would have failed with."""
+    table = columns()
+    table["y"][:] = 1
+    request = small(client.upload(table).name)
+    request.validate_only = True
+    data = request.SerializeToString()
+    refused = refusal(lambda: invoke(channel, "TrainingService.SubmitTraining", data))
+    assert refused.code is grpc.StatusCode.FAILED_PRECONDITION
+    assert refused.reason == "SINGLE_CLASS"
+
+
 def kinds(parent: type[errors.RequestError]) -> Iterator[type[errors.RequestError]]:
     for kind in parent.__subclasses__():
         yield kind
@@ -163,9 +223,16 @@ def test_every_request_error_has_a_status_code() -> None:
     assert set(CODES) == set(kinds(errors.RequestError))
 
 
+def an_error(kind: type[errors.RequestError]) -> errors.RequestError:
+    if issubclass(kind, errors.Untrainable):
+        reason = training_pb2.FAILURE_REASON_SINGLE_CLASS
+        return kind(training_pb2.Failure(reason=reason, message="what was wrong"))
+    return kind("what was wrong")
+
+
 @pytest.mark.parametrize("kind", list(CODES))
 def test_every_request_error_has_a_reason_of_its_own(kind: type[errors.RequestError]) -> None:
-    status = to_status(kind("what was wrong"))
+    status = to_status(an_error(kind))
     assert status.code == CODES[kind].value[0]
     assert status.message == "what was wrong"
     assert [other for other in CODES if other.reason == kind.reason] == [kind]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 
 import grpc
 import pytest
-from google.protobuf import json_format
+from google.protobuf import empty_pb2, json_format
 from typer.testing import CliRunner, Result
 
 from trainwire import contract, reference
@@ -25,6 +26,8 @@ from trainwire.v1 import (
     dataset_pb2_grpc,
     model_pb2,
     model_pb2_grpc,
+    system_pb2,
+    system_pb2_grpc,
     training_pb2,
     training_pb2_grpc,
 )
@@ -39,6 +42,7 @@ class ScriptedServer(
     training_pb2_grpc.TrainingServiceServicer,
     dataset_pb2_grpc.DatasetServiceServicer,
     model_pb2_grpc.ModelServiceServicer,
+    system_pb2_grpc.SystemServiceServicer,
 ):
     """One job, dataset and model; remembers what it was asked."""
 
@@ -50,6 +54,8 @@ class ScriptedServer(
         self.never_ends = False
         self.two_were_seen = threading.Event()
         self.uploads = 0
+        self.listed: list[training_pb2.ListTrainingsRequest] = []
+        self.deleted: list[str] = []
 
     def _job(self) -> training_pb2.TrainingJob:
         states = {
@@ -68,7 +74,14 @@ class ScriptedServer(
 
     def SubmitTraining(self, request: Any, context: Any) -> training_pb2.TrainingJob:  # noqa: N802
         self.submitted.append(request)
-        return self._job()
+        return self._validated() if request.validate_only else self._job()
+
+    def _validated(self) -> training_pb2.TrainingJob:
+        answer = self._job()
+        answer.ClearField("name")
+        answer.plan.memory_estimate_bytes = 12_300_000
+        answer.plan.started.device = "cpu"
+        return answer
 
     def GetTraining(self, request: Any, context: Any) -> training_pb2.TrainingJob:  # noqa: N802
         if request.name != JOB:
@@ -81,7 +94,19 @@ class ScriptedServer(
         raise NotImplementedError
 
     def ListTrainings(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self.listed.append(request)
         return training_pb2.ListTrainingsResponse(jobs=[self._job()])
+
+    def DeleteTraining(self, request: Any, context: Any) -> empty_pb2.Empty:  # noqa: N802
+        if request.name.endswith("/gone"):
+            context.abort(grpc.StatusCode.NOT_FOUND, f"there is no {request.name}")
+        self.deleted.append(request.name)
+        return empty_pb2.Empty()
+
+    DeleteDataset = DeleteModel = DeleteTraining
+
+    def GetSystemInfo(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return system_pb2.SystemInfo(version="1.2.3", contract_version="9.9.9")
 
     def WatchTraining(  # noqa: N802
         self, request: Any, context: Any
@@ -109,7 +134,8 @@ class ScriptedServer(
     def GetDataset(self, request: Any, context: Any) -> Any:  # noqa: N802
         raise NotImplementedError
 
-    ListDatasets = GetDataset
+    def ListDatasets(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return dataset_pb2.ListDatasetsResponse(datasets=[dataset_pb2.Dataset(name="datasets/d")])
 
     def GetModel(self, request: Any, context: Any) -> model_pb2.Model:  # noqa: N802
         digest = hashlib.sha256(BUNDLE).hexdigest()
@@ -130,6 +156,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedServer]:
     training_pb2_grpc.add_TrainingServiceServicer_to_server(servicer, server)
     dataset_pb2_grpc.add_DatasetServiceServicer_to_server(servicer, server)
     model_pb2_grpc.add_ModelServiceServicer_to_server(servicer, server)
+    system_pb2_grpc.add_SystemServiceServicer_to_server(servicer, server)
     servicer.target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
     monkeypatch.setenv("TRAINWIRE_TARGET", servicer.target)
@@ -233,6 +260,7 @@ def test_violations_are_all_told_before_anything_is_uploaded(
     assert scripted.uploads == 0
 
 
+@pytest.mark.parametrize("command", ["train", "validate"])
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -246,13 +274,14 @@ def test_violations_are_all_told_before_anything_is_uploaded(
             "data.column.name: excluded",
         ),
         (["--dataset", "d", "--label", "y", "--set", "data.column.name=z"], "given twice"),
+        (["--request", "no.json"], "cannot read no.json: No such file"),
         (["--nonsense"], "No such option"),
     ],
 )
 def test_wrong_usage_exits_with_2(
-    scripted: ScriptedServer, arguments: list[str], words: str
+    scripted: ScriptedServer, command: str, arguments: list[str], words: str
 ) -> None:
-    result = _run("train", *arguments)
+    result = _run(command, *arguments)
     assert result.exit_code == 2
     assert words in result.stderr
     assert scripted.submitted == []
@@ -288,6 +317,193 @@ def test_show_cancel_jobs_models_upload(scripted: ScriptedServer, data: Path) ->
         (line,) = _run(*arguments, "--json").stdout.splitlines()
         assert json.loads(line)["name"] in (JOB, "models/m")
     assert json.loads(_run("upload", str(data), "--json").stdout)["row_count"] == 3
+
+
+def test_validate_shows_the_plan_and_makes_no_job(scripted: ScriptedServer, data: Path) -> None:
+    arguments = ["validate", "--data", str(data), "--label", "y", "--set", "trainer.epochs=7"]
+    result = _run(*arguments)
+    assert result.exit_code == 0
+    shown = [line.split() for line in result.stdout.splitlines()]
+    assert ["plan", "memory=12.3", "MB", "(estimate)"] in shown
+    assert ["set", "trainer.epochs", "7"] in shown
+    assert ["default", "trainer.batch_size", "256"] in shown
+    assert [request.validate_only for request in scripted.submitted] == [True]
+    assert scripted.after == []
+    (line,) = _run(*arguments, "--json").stdout.splitlines()
+    assert json.loads(line)["plan"]["memory_estimate_bytes"] == "12300000"
+
+
+def test_train_does_not_take_validate_only(scripted: ScriptedServer, data: Path) -> None:
+    result = _run("train", "--data", str(data), "--label", "y", "--set", "validate_only=true")
+    assert result.exit_code == 2
+    assert "validate_only: true makes no job" in result.stderr
+    assert scripted.submitted == []
+    assert scripted.uploads == 0
+
+
+def test_options_override_a_request_file(
+    scripted: ScriptedServer, data: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "request.json"
+    file.write_text(
+        json.dumps(
+            {
+                "dataset": "datasets/old",
+                "labels": {"team": "quants", "run": "1"},
+                "data": {
+                    "threshold": {"price_column": "close", "lower": -0.1},
+                    "windows": {"sequence_length": 8},
+                },
+                "trainer": {"epochs": 3, "use_augmentation": False},
+            }
+        )
+    )
+    options = ["--data", str(data), "--label", "y"]
+    settings = ["--set", "trainer.epochs=4", "--set", "labels.run=2"]
+    assert _run("train", "--request", str(file), *options, *settings).exit_code == 0
+    assert _run("train", "--request", str(file), "--dataset", "new").exit_code == 0
+    first, second = scripted.submitted
+    assert first.dataset.startswith("datasets/sha256-")
+    assert second.dataset == "datasets/new"
+    assert first.data.WhichOneof("target") == "column"
+    assert second.data.threshold.lower == -0.1
+    assert (first.trainer.epochs, second.trainer.epochs) == (4, 3)
+    assert first.trainer.HasField("use_augmentation")
+    assert first.data.windows.sequence_length == 8
+    assert dict(first.labels) == {"team": "quants", "run": "2"}
+
+
+def test_what_is_wrong_in_a_request_file_is_told_with_its_path(
+    scripted: ScriptedServer, data: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "request.json"
+    file.write_text('{"trainer": {"epoch": 3}, "dropout": 0.5}')
+    result = _run("train", "--data", str(data), "--label", "y", "--request", str(file))
+    assert result.exit_code == 2
+    assert "trainer.epoch: no such field; allowed here: epochs," in result.stderr
+    assert "dropout: no such field" in result.stderr
+    file.write_text('{"trainer": {"epochs": 0}}')
+    result = _run("validate", "--data", str(data), "--label", "y", "--request", str(file))
+    assert result.exit_code == 2
+    assert "trainer.epochs: 0 is not allowed" in result.stderr
+    assert scripted.uploads == 0
+
+
+def test_jobs_are_filtered_by_state_and_label(scripted: ScriptedServer) -> None:
+    filters = ["--state", "running", "--state", "QUEUED", "--label", "team=a=b", "--label", "x.y="]
+    assert _run("jobs", *filters).exit_code == 0
+    (asked,) = scripted.listed
+    assert list(asked.states) == [training_pb2.JOB_STATE_RUNNING, training_pb2.JOB_STATE_QUEUED]
+    assert dict(asked.labels) == {"team": "a=b", "x.y": ""}
+
+
+@pytest.mark.parametrize(
+    ("filters", "words"),
+    [
+        (["--state", "DONE"], "states: 'DONE' is not allowed; allowed: JOB_STATE_QUEUED"),
+        (["--label", "team"], "'team' has no =; allowed: KEY=VALUE"),
+        (["--label", "a=1", "--label", "a=2"], "labels.a: given twice"),
+    ],
+)
+def test_wrong_filters_exit_with_2(
+    scripted: ScriptedServer, filters: list[str], words: str
+) -> None:
+    result = _run("jobs", *filters)
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert scripted.listed == []
+
+
+def test_datasets_and_info(scripted: ScriptedServer) -> None:
+    assert _run("datasets").stdout.splitlines()[1].startswith("datasets/d ")
+    assert json.loads(_run("datasets", "--json").stdout)["name"] == "datasets/d"
+    assert _run("info").stdout.startswith("server 1.2.3\ncontract 9.9.9 (not the same as")
+    assert json.loads(_run("info", "--json").stdout)["version"] == "1.2.3"
+
+
+def test_delete_takes_full_names_in_their_order(scripted: ScriptedServer) -> None:
+    names = [JOB, "models/m", "datasets/d"]
+    assert _run("delete", *names, "--yes").stdout.splitlines() == [f"deleted {n}" for n in names]
+    assert scripted.deleted == names
+    (line,) = _run("delete", JOB, "-y", "--json").stdout.splitlines()
+    assert json.loads(line) == {"name": JOB}
+
+
+def test_delete_stops_where_it_is_refused(scripted: ScriptedServer) -> None:
+    result = _run("delete", JOB, "jobs/gone", "models/m", "--yes")
+    assert result.exit_code == 1
+    assert result.stdout == f"deleted {JOB}\n"
+    assert result.stderr == "trainwire: there is no jobs/gone\n"
+    assert scripted.deleted == [JOB]
+
+
+def test_delete_refuses_what_is_no_full_name_before_it_deletes(scripted: ScriptedServer) -> None:
+    result = _run("delete", JOB, "one", "files/x", "--yes")
+    assert result.exit_code == 2
+    assert "name: 'one' is not allowed; allowed: jobs/ID, datasets/ID, models/ID" in result.stderr
+    assert "name: 'files/x' is not allowed" in result.stderr
+    assert scripted.deleted == []
+
+
+def test_delete_does_nothing_unasked_without_a_terminal(scripted: ScriptedServer) -> None:
+    result = _run("delete", JOB)
+    assert result.exit_code == 2
+    assert "--yes" in result.stderr
+    assert scripted.deleted == []
+
+
+@pytest.mark.parametrize(("answer", "status"), [(b"y\n", 0), (b"n\n", 1)])
+def test_delete_asks_on_a_terminal(scripted: ScriptedServer, answer: bytes, status: int) -> None:
+    keyboard, terminal = pty.openpty()
+    os.write(keyboard, answer)
+    done = subprocess.run(
+        [sys.executable, "-m", "trainwire_client", "delete", JOB, "models/m"],
+        stdin=terminal,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    os.close(keyboard)
+    os.close(terminal)
+    assert f"Delete {JOB}, models/m?" in done.stderr
+    assert done.returncode == status
+    assert scripted.deleted == ([JOB, "models/m"] if status == 0 else [])
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (["train", "--set", "trainer.scheduler_t_"], "trainer.scheduler_t_0= "),
+        (["train", "--set", "trainer.scheduler_ty"], "trainer.scheduler_type=ONE_CYCLE "),
+        (["validate", "--set", "balancing.use_focal"], "balancing.use_focal_loss=false "),
+        (["train", "--set", "lab"], "labels. "),
+        (["jobs", "--state", "R"], "RUNNING "),
+        (["val"], "validate "),
+    ],
+)
+def test_a_shell_completes_commands_paths_and_values(words: list[str], offered: str) -> None:
+    done = CliRunner().invoke(
+        cli.app,
+        prog_name="trainwire",
+        env={
+            "_TRAINWIRE_COMPLETE": "complete_bash",
+            "COMP_WORDS": " ".join(["trainwire", *words]),
+            "COMP_CWORD": str(len(words)),
+        },
+    )
+    assert offered in f"{' '.join(done.stdout.split())} "
+
+
+def test_values_are_completed_after_the_equals_sign() -> None:
+    found = [text for text, _ in cli.complete_setting("trainer.scheduler_type=CO")]
+    prefix = "trainer.scheduler_type="
+    assert found == [prefix + name for name in ("CONSTANT", "COSINE", "COSINE_WARM_RESTARTS")]
+    assert [text for text, _ in cli.complete_setting("trainer.epochs=")] == ["trainer.epochs="]
+    assert cli.complete_setting("trainer.nothing") == []
+    paths = {text.rstrip("=.") for text, _ in cli.complete_setting("")}
+    assert paths == {parameter.path for parameter in contract.describe()}
 
 
 def test_download_writes_and_does_not_overwrite(scripted: ScriptedServer, tmp_path: Path) -> None:
@@ -357,7 +573,8 @@ def test_without_the_extra_it_says_what_to_install(
 
 def test_help_names_every_command() -> None:
     text = _run("--help").output
-    calls = ["train", "watch", "jobs", "show", "cancel", "upload", "models", "download"]
+    calls = ["train", "validate", "watch", "jobs", "show", "cancel", "upload", "datasets"]
+    calls += ["models", "download", "delete", "info"]
     for command in [*calls, "contract"]:
         assert f"  {command} " in text
     for command in calls:

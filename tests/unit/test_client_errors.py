@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from google.protobuf import any_pb2
+from google.protobuf import any_pb2, empty_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -57,6 +57,7 @@ class FaultyServer(
     Train = SubmitTraining = GetTraining = CancelTraining = _next
     ListTrainings = WatchTraining = GetModel = ListModels = DownloadModel = _next
     GetDataset = ListDatasets = _next
+    DeleteTraining = DeleteDataset = DeleteModel = _next
 
     def UploadDataset(self, request_iterator: Any, context: Any) -> Any:  # noqa: N802
         return self._next(request_iterator, context)
@@ -458,6 +459,72 @@ def test_an_outage_ends_at_its_limit_counted_from_the_first_failure() -> None:
     assert quick <= 1
 
 
+# ------------------------------------------------------------------------ validate, list, delete
+
+
+def test_validate_asks_without_training_and_leaves_the_request_alone() -> None:
+    server, request = FaultyServer(_fail(grpc.StatusCode.UNAVAILABLE), RUNNING), _request()
+    with _serve(server) as client:
+        client.validate(request)
+    assert [sent.validate_only for sent in server.requests] == [True, True]
+    assert request == _request()
+
+
+def test_what_makes_no_job_cannot_be_watched() -> None:
+    server, request = FaultyServer(), _request()
+    request.validate_only = True
+    with _serve(server) as client, pytest.raises(errors.InvalidRequestError) as caught:
+        client.train(request)
+    assert [violation.field for violation in caught.value.violations] == ["validate_only"]
+    assert server.requests == []
+
+
+def test_list_sends_its_filters_with_every_page() -> None:
+    page = training_pb2.ListTrainingsResponse(jobs=[RUNNING], next_page_token="next")
+    server = FaultyServer(page, training_pb2.ListTrainingsResponse())
+    with _serve(server) as client:
+        assert list(client.list(states=[training_pb2.JOB_STATE_RUNNING], labels={"a": "b"})) == [
+            RUNNING
+        ]
+    for request in server.requests:
+        assert list(request.states) == [training_pb2.JOB_STATE_RUNNING]
+        assert dict(request.labels) == {"a": "b"}
+
+
+@pytest.mark.parametrize(
+    ("resource", "request_type"),
+    [
+        (RUNNING, training_pb2.DeleteTrainingRequest),
+        ("jobs/one", training_pb2.DeleteTrainingRequest),
+        (dataset_pb2.Dataset(name="datasets/d"), dataset_pb2.DeleteDatasetRequest),
+        ("models/m", model_pb2.DeleteModelRequest),
+    ],
+)
+def test_delete_goes_by_message_or_full_name(resource: Any, request_type: Any) -> None:
+    server = FaultyServer(empty_pb2.Empty())
+    with _serve(server) as client:
+        client.delete(resource)
+    (sent,) = server.requests
+    assert sent == request_type(name=getattr(resource, "name", resource))
+
+
+@pytest.mark.parametrize("resource", ["one", "", "jobs/", "other/one", training_pb2.TrainingJob()])
+def test_what_names_nothing_is_not_deleted(resource: Any) -> None:
+    server = FaultyServer()
+    with _serve(server) as client, pytest.raises(errors.InvalidRequestError) as caught:
+        client.delete(resource)
+    assert [violation.field for violation in caught.value.violations] == ["name"]
+    assert server.requests == []
+
+
+def test_what_a_lost_try_deleted_is_deleted() -> None:
+    gone = _fail(grpc.StatusCode.NOT_FOUND)
+    with _serve(FaultyServer(_fail(grpc.StatusCode.UNAVAILABLE), gone)) as client:
+        client.delete(JOB)
+    with _serve(FaultyServer(gone)) as client, pytest.raises(errors.NotFoundError):
+        client.delete(JOB)
+
+
 # ------------------------------------------------------------------------ upload
 
 
@@ -480,6 +547,22 @@ def test_upload_sends_the_header_then_all_bytes() -> None:
     assert header.size_bytes == len(data) > 2 * 2**20
     assert header.sha256 == hashlib.sha256(data).hexdigest()
     assert progress[-1] == (len(data), len(data))
+
+
+def test_upload_sends_a_file_as_it_is(tmp_path: Path) -> None:
+    received: list[dataset_pb2.UploadDatasetRequest] = []
+
+    def accept(messages: Any, _: Any) -> dataset_pb2.Dataset:
+        received.extend(messages)
+        return dataset_pb2.Dataset(name="datasets/d")
+
+    path = tmp_path / "prices.csv"
+    path.write_bytes(b"close\n" + b"1.25\n" * 300_000)
+    with _serve(FaultyServer(accept)) as client:
+        client.upload(path)
+    header, *chunks = received
+    assert header.header.format == dataset_pb2.DATASET_FORMAT_CSV
+    assert b"".join(message.chunk.data for message in chunks) == path.read_bytes()
 
 
 def test_upload_accepts_an_answer_to_the_header_alone() -> None:

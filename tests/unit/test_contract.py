@@ -20,11 +20,13 @@ from trainwire.contract import Parameter
 from trainwire.v1 import dataset_pb2, options_pb2, training_pb2
 
 LEAVES = contract.describe()
-INTEGERS = {FieldDescriptor.CPPTYPE_UINT32, FieldDescriptor.CPPTYPE_UINT64}
+SIGNED = FieldDescriptor.CPPTYPE_INT32
+INTEGERS = {FieldDescriptor.CPPTYPE_UINT32, FieldDescriptor.CPPTYPE_UINT64, SIGNED}
 REAL = FieldDescriptor.CPPTYPE_DOUBLE
 BOOL = FieldDescriptor.CPPTYPE_BOOL
 NUMERIC = [p for p in LEAVES if p.field.cpp_type in {*INTEGERS, REAL}]
 REALS = [p for p in NUMERIC if p.field.cpp_type == REAL]
+UNSIGNED = [p for p in NUMERIC if p.field.cpp_type in INTEGERS - {SIGNED}]
 ENUMS = [p for p in LEAVES if p.enum_values]
 STRINGS = [p for p in LEAVES if p.type == "string"]
 CONDITIONAL = [p for p in LEAVES if p.param.HasField("active_when")]
@@ -299,7 +301,7 @@ def edges(parameter: Parameter) -> Iterator[tuple[Parameter, float]]:
             around = [math.nextafter(bound, -math.inf), bound, math.nextafter(bound, math.inf)]
         else:
             around = [int(bound) - 1, int(bound), int(bound) + 1]
-        yield from ((parameter, v) for v in around if v >= 0 or parameter in REALS)
+        yield from ((parameter, v) for v in around if v >= 0 or parameter not in UNSIGNED)
 
 
 @pytest.mark.parametrize(
@@ -315,8 +317,10 @@ def test_bounds_are_exact(parameter: Parameter, value: float) -> None:
 @settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_values_are_refused_when_out_of_range(parameter: Parameter, data: st.DataObject) -> None:
-    anything: st.SearchStrategy[Any] = st.integers(0, 2**32 - 1)
-    if parameter in REALS:
+    anything: st.SearchStrategy[Any] = st.integers(-(2**31), 2**31 - 1)
+    if parameter in UNSIGNED:
+        anything = st.integers(0, 2**32 - 1)
+    elif parameter in REALS:
         anything = st.floats(allow_nan=False, allow_infinity=False)
     value = data.draw(anything | values(parameter.field))
     assert breaks_range(parameter, value) == (not in_range(parameter.param, value))
@@ -461,6 +465,8 @@ def test_unknown_enum_values_are_refused(parameter: Parameter, number: int) -> N
     (found,) = contract.violations(with_value(parameter.path, number))
     assert found.field == parameter.path
     assert all(name in found.description for name in parameter.enum_values)
+    # "Unspecified" is in every contract.
+    assert ("the server is older" in found.description) == (number != 0)
 
 
 def test_everything_wrong_is_reported_at_once() -> None:
@@ -498,6 +504,34 @@ def test_known_fields_that_cannot_be_read_are_refused(path: str, wire: bytes) ->
     (found,) = contract.violations(request)
     assert found.field == path
     assert "cannot be read" in found.description
+
+
+# ------------------------------------------------------------------------ versions
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "is_theirs"),
+    [
+        ("0.1.0", "0.1.0", "same"),
+        ("0.1.0", "0.1.1", "newer"),
+        ("0.1.0", "0.0.9", "older"),
+        ("0.9.0", "0.10.0", "newer"),
+        ("0.10.0", "0.9.9", "older"),
+        ("1.0.0", "0.99.99", "older"),
+    ],
+)
+def test_versions_are_compared_as_numbers(mine: str, theirs: str, is_theirs: str) -> None:
+    assert contract.compare_versions(mine, theirs) == is_theirs
+
+
+@pytest.mark.parametrize("text", ["", "1", "1.0", "1.0.0-rc1", "v1.0.0", "1.0.0\n", "1.-1.0"])
+def test_what_is_no_version_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"MAJOR\.MINOR\.PATCH"):
+        contract.compare_versions("0.1.0", text)
+
+
+def test_what_is_in_this_contract_is_not_beyond_it() -> None:
+    assert contract.beyond(contract.resolve(sound())) == []
 
 
 # ------------------------------------------------------------------------ text, lists, maps
@@ -719,7 +753,8 @@ def test_the_digest_changes_with_what_is_trained(parameter: Parameter) -> None:
     one, other = sound(parameter.path), sound(parameter.path)
     put(other, parameter.path, another(parameter, one))
     equal = contract.request_digest(one) == contract.request_digest(other)
-    assert equal == (parameter.path in ("request_id", "display_name", "labels"))
+    free = ("request_id", "display_name", "labels", "validate_only")
+    assert equal == (parameter.path in free)
 
 
 @settings(max_examples=30, deadline=None)
@@ -808,7 +843,7 @@ def test_bad_text_is_refused_with_path_and_what_is_allowed(parameter: Parameter)
         words = ["true, false"]
     bad = ["", "maybe", "NOT_A_VALUE", "1e", "--1"]
     if parameter.field.cpp_type in INTEGERS:
-        bad += ["1.5", "-1", str(2**32), "nan"]
+        bad += ["1.5", "nan", str(2**32), "-1" if parameter in UNSIGNED else str(-(2**31) - 1)]
     for text in bad:
         request = sound(parameter.path)
         with pytest.raises(contract.ContractError) as error:

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 
 from trainwire import contract
-from trainwire.v1 import training_pb2
+from trainwire.v1 import dataset_pb2, training_pb2
 from trainwire_server.data import profile
 from trainwire_server.data.prepare import Prepared
 from trainwire_server.errors import JobFailure
@@ -392,7 +392,8 @@ def table(tmp_path: Path) -> Path:
     data = pa.table({"f0": f0, "f1": 1000 + f1, "label": label})
     with pa.ipc.new_file(tmp_path / "upload", data.schema) as writer:
         writer.write_table(data)
-    profile.ingest(tmp_path / "upload", tmp_path / "table.arrow")
+    arrow = dataset_pb2.DATASET_FORMAT_ARROW
+    profile.ingest(tmp_path / "upload", tmp_path / "table.arrow", arrow)
     return tmp_path / "table.arrow"
 
 

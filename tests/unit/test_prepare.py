@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from trainwire import contract
-from trainwire.v1 import training_pb2
+from trainwire.v1 import dataset_pb2, training_pb2
 from trainwire_server.data import profile
 from trainwire_server.data.prepare import Prepared, Split, prepare
 from trainwire_server.errors import JobFailure
@@ -35,7 +35,7 @@ def _store(folder: Path, columns: dict[str, Any]) -> Path:
     source, stored = folder / "source", folder / "table.arrow"
     with pa.OSFile(str(source), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table, max_chunksize=97)
-    profile.ingest(source, stored)
+    profile.ingest(source, stored, dataset_pb2.DATASET_FORMAT_ARROW)
     return stored
 
 

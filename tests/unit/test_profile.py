@@ -29,7 +29,7 @@ def _encode(table: pa.Table, form: str, compression: str | None = None, rows: in
 def _ingest(folder: Path, content: bytes) -> tuple[dataset_pb2.Dataset, pa.Table]:
     source, table = folder / "source", folder / "table.arrow"
     source.write_bytes(content)
-    dataset = profile.ingest(source, table)
+    dataset = profile.ingest(source, table, dataset_pb2.DATASET_FORMAT_ARROW)
     with pa.memory_map(str(table)) as file:
         return dataset, pa.ipc.open_file(file).read_all()
 

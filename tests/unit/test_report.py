@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from trainwire import contract
-from trainwire.v1 import dataset_pb2, model_pb2, training_pb2
+from trainwire.v1 import dataset_pb2, model_pb2, system_pb2, training_pb2
 from trainwire_client import report
 
 JOB = "jobs/one"
@@ -229,6 +229,56 @@ def test_show_marks_what_was_set_and_what_is_a_default() -> None:
     assert not [line for line in request_lines if "data.threshold.lower" in line]
 
 
+def test_a_plan_tells_what_would_be_trained() -> None:
+    answer = _job()
+    answer.ClearField("name")
+    answer.request.validate_only = True
+    answer.set_fields.append("validate_only")
+    answer.plan.started.CopyFrom(_started())
+    answer.plan.started.train.rows = 160
+    answer.plan.memory_estimate_bytes = 1_234_567_890
+    lines = report.plan_lines(answer)
+    assert lines[:7] == [
+        "plan device=cpu precision=FP32 threads=1 deterministic=true",
+        "plan parameters=1234 features=2",
+        "plan windows train=100 validation=30 test=20 purged=7 unlabelled=3",
+        "plan class c0 windows=10 balanced=20 weight=1.5",
+        "plan class c1 windows=10 balanced=20 weight=1.5",
+        "plan rows train=160 validation=0 test=0",
+        "plan memory=1,234.6 MB (estimate)",
+    ]
+    assert "warning FIELD_WITHOUT_EFFECT trainer.scheduler_t_0: set, but without effect" in lines
+    assert not [line for line in lines if "validate_only" in line]
+    marked = [line.split() for line in lines]
+    assert ["set", "data.column.name", "label"] in marked
+    assert ["default", "trainer.epochs", "150"] in marked
+
+
+def test_info_tells_versions_devices_and_queue() -> None:
+    info = system_pb2.SystemInfo(
+        version="1.0",
+        contract_version=contract.contract_version(),
+        contract_digest=contract.contract_digest(),
+        torch_version="2.13",
+        executor="local",
+        running_jobs=1,
+        max_concurrent_jobs=2,
+        queued_jobs=3,
+        threads_per_job=4,
+    )
+    info.devices.add(name="cpu", model="A\x1bB", memory_bytes=8_000_000_000)
+    assert report.info_lines(info) == [
+        "server 1.0",
+        f"contract {contract.contract_version()}",
+        "torch 2.13",
+        "device cpu memory=8,000.0 MB A B",
+        "executor local",
+        "jobs running=1 of at most 2, queued=3, threads for each=4",
+    ]
+    info.contract_digest = "other"
+    assert "(not the same as this client's" in report.info_lines(info)[1]
+
+
 def test_lists_are_aligned_rows() -> None:
     heading, *rows = report.job_rows([_job(), training_pb2.TrainingJob(name="jobs/two")])
     lines = report.table_lines(heading, rows)
@@ -245,6 +295,8 @@ def test_a_dataset_is_a_line() -> None:
     dataset = dataset_pb2.Dataset(name="datasets/d", row_count=3, size_bytes=99)
     dataset.columns.add(name="a")
     assert report.dataset_line(dataset) == "datasets/d rows=3 columns=1 bytes=99"
+    dataset.format = dataset_pb2.DATASET_FORMAT_CSV
+    assert list(report.dataset_rows([dataset]))[1] == ("datasets/d", "CSV", "3", "1", "99", "")
 
 
 def test_enum_values_a_newer_server_sends_are_shown_as_numbers() -> None:

@@ -19,7 +19,10 @@ def test_every_flag_is_an_environment_variable() -> None:
     environment = {
         "TRAINWIRE_LISTEN": "[::1]:0",
         "TRAINWIRE_DATA_DIR": "/tmp/elsewhere",
+        "TRAINWIRE_MAX_CONCURRENT_JOBS": "4",
+        "TRAINWIRE_JOBS_PER_DEVICE": "2",
         "TRAINWIRE_THREADS": "3",
+        "TRAINWIRE_INGEST_MEMORY_MB": "512",
         "TRAINWIRE_GRACE": "1.5",
         "TRAINWIRE_LOG_FORMAT": "json",
         "TRAINWIRE_LOG_LEVEL": "debug",
@@ -27,12 +30,21 @@ def test_every_flag_is_an_environment_variable() -> None:
     assert read_settings([], environment) == Settings(
         listen="[::1]:0",
         data_dir=Path("/tmp/elsewhere"),
+        max_concurrent_jobs=4,
+        jobs_per_device=2,
         threads=3,
+        ingest_memory_mb=512,
         grace=1.5,
         log_format="json",
         log_level="debug",
     )
     assert len(environment) == len(Settings.__dataclass_fields__)
+
+
+@pytest.mark.parametrize(("jobs", "threads"), [(1, 6), (2, 3), (4, 1), (9, 1)])
+def test_jobs_share_the_cores(jobs: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    assert read_settings(["--max-concurrent-jobs", str(jobs)], {}).threads == threads
 
 
 def test_a_flag_wins_over_the_environment() -> None:

@@ -29,6 +29,12 @@ class _DatasetFormatEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._
     DATASET_FORMAT_UNSPECIFIED: _DatasetFormat.ValueType  # 0
     DATASET_FORMAT_ARROW: _DatasetFormat.ValueType  # 1
     """Arrow IPC, file or stream format."""
+    DATASET_FORMAT_PARQUET: _DatasetFormat.ValueType  # 2
+    """Apache Parquet."""
+    DATASET_FORMAT_CSV: _DatasetFormat.ValueType  # 3
+    """Comma-separated values in UTF-8: a header line with the column names, then a line per row;
+    empty fields are missing values. Types are found out.
+    """
 
 class DatasetFormat(_DatasetFormat, metaclass=_DatasetFormatEnumTypeWrapper):
     """Format of the uploaded bytes."""
@@ -36,6 +42,12 @@ class DatasetFormat(_DatasetFormat, metaclass=_DatasetFormatEnumTypeWrapper):
 DATASET_FORMAT_UNSPECIFIED: DatasetFormat.ValueType  # 0
 DATASET_FORMAT_ARROW: DatasetFormat.ValueType  # 1
 """Arrow IPC, file or stream format."""
+DATASET_FORMAT_PARQUET: DatasetFormat.ValueType  # 2
+"""Apache Parquet."""
+DATASET_FORMAT_CSV: DatasetFormat.ValueType  # 3
+"""Comma-separated values in UTF-8: a header line with the column names, then a line per row;
+empty fields are missing values. Types are found out.
+"""
 global___DatasetFormat = DatasetFormat
 
 class _ColumnType:
@@ -250,6 +262,25 @@ class GetDatasetRequest(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_name", b"_name"]) -> typing.Literal["name"] | None: ...
 
 global___GetDatasetRequest = GetDatasetRequest
+
+@typing.final
+class DeleteDatasetRequest(google.protobuf.message.Message):
+    """Names the dataset to delete."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    def __init__(
+        self,
+        *,
+        name: builtins.str | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_name", b"_name", "name", b"name"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_name", b"_name", "name", b"name"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_name", b"_name"]) -> typing.Literal["name"] | None: ...
+
+global___DeleteDatasetRequest = DeleteDatasetRequest
 
 @typing.final
 class ListDatasetsRequest(google.protobuf.message.Message):

@@ -5,6 +5,7 @@ Datasets: what was uploaded, stored as received and named by the SHA-256 of its 
 
 import abc
 import collections.abc
+import google.protobuf.empty_pb2
 import grpc
 import grpc.aio
 import trainwire.v1.dataset_pb2
@@ -41,6 +42,12 @@ class DatasetServiceStub:
     ]
     """Lists datasets, newest first."""
 
+    DeleteDataset: grpc.UnaryUnaryMultiCallable[
+        trainwire.v1.dataset_pb2.DeleteDatasetRequest,
+        google.protobuf.empty_pb2.Empty,
+    ]
+    """Deletes a dataset; refused while a job refers to it."""
+
 class DatasetServiceAsyncStub:
     """Stores datasets and describes them."""
 
@@ -63,6 +70,12 @@ class DatasetServiceAsyncStub:
         trainwire.v1.dataset_pb2.ListDatasetsResponse,
     ]
     """Lists datasets, newest first."""
+
+    DeleteDataset: grpc.aio.UnaryUnaryMultiCallable[
+        trainwire.v1.dataset_pb2.DeleteDatasetRequest,
+        google.protobuf.empty_pb2.Empty,
+    ]
+    """Deletes a dataset; refused while a job refers to it."""
 
 class DatasetServiceServicer(metaclass=abc.ABCMeta):
     """Stores datasets and describes them."""
@@ -92,5 +105,13 @@ class DatasetServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[trainwire.v1.dataset_pb2.ListDatasetsResponse, collections.abc.Awaitable[trainwire.v1.dataset_pb2.ListDatasetsResponse]]:
         """Lists datasets, newest first."""
+
+    @abc.abstractmethod
+    def DeleteDataset(
+        self,
+        request: trainwire.v1.dataset_pb2.DeleteDatasetRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[google.protobuf.empty_pb2.Empty, collections.abc.Awaitable[google.protobuf.empty_pb2.Empty]]:
+        """Deletes a dataset; refused while a job refers to it."""
 
 def add_DatasetServiceServicer_to_server(servicer: DatasetServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

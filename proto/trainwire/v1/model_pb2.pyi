@@ -123,6 +123,25 @@ class GetModelRequest(google.protobuf.message.Message):
 global___GetModelRequest = GetModelRequest
 
 @typing.final
+class DeleteModelRequest(google.protobuf.message.Message):
+    """Names the model to delete."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    def __init__(
+        self,
+        *,
+        name: builtins.str | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_name", b"_name", "name", b"name"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_name", b"_name", "name", b"name"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_name", b"_name"]) -> typing.Literal["name"] | None: ...
+
+global___DeleteModelRequest = DeleteModelRequest
+
+@typing.final
 class ListModelsRequest(google.protobuf.message.Message):
     """Asks for a page of models."""
 

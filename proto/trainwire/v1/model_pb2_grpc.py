@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from trainwire.v1 import model_pb2 as trainwire_dot_v1_dot_model__pb2
 
 GRPC_GENERATED_VERSION = '1.67.1'
@@ -45,6 +46,11 @@ class ModelServiceStub(object):
                 request_serializer=trainwire_dot_v1_dot_model__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=trainwire_dot_v1_dot_model__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
+        self.DeleteModel = channel.unary_unary(
+                '/trainwire.v1.ModelService/DeleteModel',
+                request_serializer=trainwire_dot_v1_dot_model__pb2.DeleteModelRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
         self.DownloadModel = channel.unary_stream(
                 '/trainwire.v1.ModelService/DownloadModel',
                 request_serializer=trainwire_dot_v1_dot_model__pb2.DownloadModelRequest.SerializeToString,
@@ -70,6 +76,13 @@ class ModelServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteModel(self, request, context):
+        """Deletes a model with its files.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DownloadModel(self, request, context):
         """Streams the bundle: for each file its description, then its bytes in chunks.
         """
@@ -89,6 +102,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.ListModels,
                     request_deserializer=trainwire_dot_v1_dot_model__pb2.ListModelsRequest.FromString,
                     response_serializer=trainwire_dot_v1_dot_model__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'DeleteModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteModel,
+                    request_deserializer=trainwire_dot_v1_dot_model__pb2.DeleteModelRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
             ),
             'DownloadModel': grpc.unary_stream_rpc_method_handler(
                     servicer.DownloadModel,
@@ -151,6 +169,33 @@ class ModelService(object):
             '/trainwire.v1.ModelService/ListModels',
             trainwire_dot_v1_dot_model__pb2.ListModelsRequest.SerializeToString,
             trainwire_dot_v1_dot_model__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trainwire.v1.ModelService/DeleteModel',
+            trainwire_dot_v1_dot_model__pb2.DeleteModelRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
             options,
             channel_credentials,
             insecure,

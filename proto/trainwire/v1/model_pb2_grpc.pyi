@@ -5,6 +5,7 @@ Trained models: a bundle of files that is enough to predict with."""
 
 import abc
 import collections.abc
+import google.protobuf.empty_pb2
 import grpc
 import grpc.aio
 import trainwire.v1.model_pb2
@@ -33,6 +34,12 @@ class ModelServiceStub:
     ]
     """Lists models, newest first."""
 
+    DeleteModel: grpc.UnaryUnaryMultiCallable[
+        trainwire.v1.model_pb2.DeleteModelRequest,
+        google.protobuf.empty_pb2.Empty,
+    ]
+    """Deletes a model with its files."""
+
     DownloadModel: grpc.UnaryStreamMultiCallable[
         trainwire.v1.model_pb2.DownloadModelRequest,
         trainwire.v1.model_pb2.DownloadModelResponse,
@@ -53,6 +60,12 @@ class ModelServiceAsyncStub:
         trainwire.v1.model_pb2.ListModelsResponse,
     ]
     """Lists models, newest first."""
+
+    DeleteModel: grpc.aio.UnaryUnaryMultiCallable[
+        trainwire.v1.model_pb2.DeleteModelRequest,
+        google.protobuf.empty_pb2.Empty,
+    ]
+    """Deletes a model with its files."""
 
     DownloadModel: grpc.aio.UnaryStreamMultiCallable[
         trainwire.v1.model_pb2.DownloadModelRequest,
@@ -78,6 +91,14 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[trainwire.v1.model_pb2.ListModelsResponse, collections.abc.Awaitable[trainwire.v1.model_pb2.ListModelsResponse]]:
         """Lists models, newest first."""
+
+    @abc.abstractmethod
+    def DeleteModel(
+        self,
+        request: trainwire.v1.model_pb2.DeleteModelRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[google.protobuf.empty_pb2.Empty, collections.abc.Awaitable[google.protobuf.empty_pb2.Empty]]:
+        """Deletes a model with its files."""
 
     @abc.abstractmethod
     def DownloadModel(

@@ -65,6 +65,7 @@ class SystemInfo(google.protobuf.message.Message):
     QUEUED_JOBS_FIELD_NUMBER: builtins.int
     RUNNING_JOBS_FIELD_NUMBER: builtins.int
     THREADS_PER_JOB_FIELD_NUMBER: builtins.int
+    MAX_CONCURRENT_JOBS_FIELD_NUMBER: builtins.int
     version: builtins.str
     """Version of the server."""
     contract_version: builtins.str
@@ -81,6 +82,8 @@ class SystemInfo(google.protobuf.message.Message):
     """Number of jobs training."""
     threads_per_job: builtins.int
     """Threads each training process computes with."""
+    max_concurrent_jobs: builtins.int
+    """Jobs that may train at the same time."""
     @property
     def devices(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___DeviceInfo]:
         """The devices its workers see, the CPU first."""
@@ -97,7 +100,8 @@ class SystemInfo(google.protobuf.message.Message):
         queued_jobs: builtins.int = ...,
         running_jobs: builtins.int = ...,
         threads_per_job: builtins.int = ...,
+        max_concurrent_jobs: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["contract_digest", b"contract_digest", "contract_version", b"contract_version", "devices", b"devices", "executor", b"executor", "queued_jobs", b"queued_jobs", "running_jobs", b"running_jobs", "threads_per_job", b"threads_per_job", "torch_version", b"torch_version", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["contract_digest", b"contract_digest", "contract_version", b"contract_version", "devices", b"devices", "executor", b"executor", "max_concurrent_jobs", b"max_concurrent_jobs", "queued_jobs", b"queued_jobs", "running_jobs", b"running_jobs", "threads_per_job", b"threads_per_job", "torch_version", b"torch_version", "version", b"version"]) -> None: ...
 
 global___SystemInfo = SystemInfo

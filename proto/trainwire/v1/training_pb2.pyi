@@ -260,6 +260,8 @@ class _FailureReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._
     """The requested device is not there (any more)."""
     FAILURE_REASON_DATA_LOST: _FailureReason.ValueType  # 12
     """The stored data are gone or damaged."""
+    FAILURE_REASON_INVALID_REQUEST: _FailureReason.ValueType  # 13
+    """The stored request asks for something this server does not have: a newer one stored it."""
 
 class FailureReason(_FailureReason, metaclass=_FailureReasonEnumTypeWrapper):
     """Why a job failed."""
@@ -289,6 +291,8 @@ FAILURE_REASON_DEVICE_UNAVAILABLE: FailureReason.ValueType  # 11
 """The requested device is not there (any more)."""
 FAILURE_REASON_DATA_LOST: FailureReason.ValueType  # 12
 """The stored data are gone or damaged."""
+FAILURE_REASON_INVALID_REQUEST: FailureReason.ValueType  # 13
+"""The stored request asks for something this server does not have: a newer one stored it."""
 global___FailureReason = FailureReason
 
 class _WarningReason:
@@ -359,9 +363,11 @@ class TrainingRequest(google.protobuf.message.Message):
     TRAINER_FIELD_NUMBER: builtins.int
     BALANCING_FIELD_NUMBER: builtins.int
     RESOURCES_FIELD_NUMBER: builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     display_name: builtins.str
     dataset: builtins.str
+    validate_only: builtins.bool
     @property
     def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]: ...
     @property
@@ -386,15 +392,18 @@ class TrainingRequest(google.protobuf.message.Message):
         trainer: global___TrainerParams | None = ...,
         balancing: global___BalancingParams | None = ...,
         resources: global___ResourceParams | None = ...,
+        validate_only: builtins.bool | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_dataset", b"_dataset", "_display_name", b"_display_name", "_request_id", b"_request_id", "balancing", b"balancing", "data", b"data", "dataset", b"dataset", "display_name", b"display_name", "model", b"model", "request_id", b"request_id", "resources", b"resources", "trainer", b"trainer"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_dataset", b"_dataset", "_display_name", b"_display_name", "_request_id", b"_request_id", "balancing", b"balancing", "data", b"data", "dataset", b"dataset", "display_name", b"display_name", "labels", b"labels", "model", b"model", "request_id", b"request_id", "resources", b"resources", "trainer", b"trainer"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_dataset", b"_dataset", "_display_name", b"_display_name", "_request_id", b"_request_id", "_validate_only", b"_validate_only", "balancing", b"balancing", "data", b"data", "dataset", b"dataset", "display_name", b"display_name", "model", b"model", "request_id", b"request_id", "resources", b"resources", "trainer", b"trainer", "validate_only", b"validate_only"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_dataset", b"_dataset", "_display_name", b"_display_name", "_request_id", b"_request_id", "_validate_only", b"_validate_only", "balancing", b"balancing", "data", b"data", "dataset", b"dataset", "display_name", b"display_name", "labels", b"labels", "model", b"model", "request_id", b"request_id", "resources", b"resources", "trainer", b"trainer", "validate_only", b"validate_only"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_dataset", b"_dataset"]) -> typing.Literal["dataset"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_display_name", b"_display_name"]) -> typing.Literal["display_name"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_request_id", b"_request_id"]) -> typing.Literal["request_id"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_validate_only", b"_validate_only"]) -> typing.Literal["validate_only"] | None: ...
 
 global___TrainingRequest = TrainingRequest
 
@@ -768,12 +777,16 @@ class BalancingParams(google.protobuf.message.Message):
     CLASS_WEIGHT_METHOD_FIELD_NUMBER: builtins.int
     USE_OVERSAMPLING_FIELD_NUMBER: builtins.int
     OVERSAMPLE_RATIO_FIELD_NUMBER: builtins.int
+    USE_UNDERSAMPLING_FIELD_NUMBER: builtins.int
+    UNDERSAMPLE_RATIO_FIELD_NUMBER: builtins.int
     use_focal_loss: builtins.bool
     focal_gamma: builtins.float
     use_class_weights: builtins.bool
     class_weight_method: global___ClassWeightMethod.ValueType
     use_oversampling: builtins.bool
     oversample_ratio: builtins.float
+    use_undersampling: builtins.bool
+    undersample_ratio: builtins.float
     def __init__(
         self,
         *,
@@ -783,9 +796,11 @@ class BalancingParams(google.protobuf.message.Message):
         class_weight_method: global___ClassWeightMethod.ValueType | None = ...,
         use_oversampling: builtins.bool | None = ...,
         oversample_ratio: builtins.float | None = ...,
+        use_undersampling: builtins.bool | None = ...,
+        undersample_ratio: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_class_weight_method", b"_class_weight_method", "_focal_gamma", b"_focal_gamma", "_oversample_ratio", b"_oversample_ratio", "_use_class_weights", b"_use_class_weights", "_use_focal_loss", b"_use_focal_loss", "_use_oversampling", b"_use_oversampling", "class_weight_method", b"class_weight_method", "focal_gamma", b"focal_gamma", "oversample_ratio", b"oversample_ratio", "use_class_weights", b"use_class_weights", "use_focal_loss", b"use_focal_loss", "use_oversampling", b"use_oversampling"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_class_weight_method", b"_class_weight_method", "_focal_gamma", b"_focal_gamma", "_oversample_ratio", b"_oversample_ratio", "_use_class_weights", b"_use_class_weights", "_use_focal_loss", b"_use_focal_loss", "_use_oversampling", b"_use_oversampling", "class_weight_method", b"class_weight_method", "focal_gamma", b"focal_gamma", "oversample_ratio", b"oversample_ratio", "use_class_weights", b"use_class_weights", "use_focal_loss", b"use_focal_loss", "use_oversampling", b"use_oversampling"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_class_weight_method", b"_class_weight_method", "_focal_gamma", b"_focal_gamma", "_oversample_ratio", b"_oversample_ratio", "_undersample_ratio", b"_undersample_ratio", "_use_class_weights", b"_use_class_weights", "_use_focal_loss", b"_use_focal_loss", "_use_oversampling", b"_use_oversampling", "_use_undersampling", b"_use_undersampling", "class_weight_method", b"class_weight_method", "focal_gamma", b"focal_gamma", "oversample_ratio", b"oversample_ratio", "undersample_ratio", b"undersample_ratio", "use_class_weights", b"use_class_weights", "use_focal_loss", b"use_focal_loss", "use_oversampling", b"use_oversampling", "use_undersampling", b"use_undersampling"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_class_weight_method", b"_class_weight_method", "_focal_gamma", b"_focal_gamma", "_oversample_ratio", b"_oversample_ratio", "_undersample_ratio", b"_undersample_ratio", "_use_class_weights", b"_use_class_weights", "_use_focal_loss", b"_use_focal_loss", "_use_oversampling", b"_use_oversampling", "_use_undersampling", b"_use_undersampling", "class_weight_method", b"class_weight_method", "focal_gamma", b"focal_gamma", "oversample_ratio", b"oversample_ratio", "undersample_ratio", b"undersample_ratio", "use_class_weights", b"use_class_weights", "use_focal_loss", b"use_focal_loss", "use_oversampling", b"use_oversampling", "use_undersampling", b"use_undersampling"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_class_weight_method", b"_class_weight_method"]) -> typing.Literal["class_weight_method"] | None: ...
     @typing.overload
@@ -793,11 +808,15 @@ class BalancingParams(google.protobuf.message.Message):
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_oversample_ratio", b"_oversample_ratio"]) -> typing.Literal["oversample_ratio"] | None: ...
     @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_undersample_ratio", b"_undersample_ratio"]) -> typing.Literal["undersample_ratio"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_use_class_weights", b"_use_class_weights"]) -> typing.Literal["use_class_weights"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_use_focal_loss", b"_use_focal_loss"]) -> typing.Literal["use_focal_loss"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_use_oversampling", b"_use_oversampling"]) -> typing.Literal["use_oversampling"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_use_undersampling", b"_use_undersampling"]) -> typing.Literal["use_undersampling"] | None: ...
 
 global___BalancingParams = BalancingParams
 
@@ -808,15 +827,21 @@ class ResourceParams(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     DEVICE_FIELD_NUMBER: builtins.int
+    PRIORITY_FIELD_NUMBER: builtins.int
     device: global___Device.ValueType
+    priority: builtins.int
     def __init__(
         self,
         *,
         device: global___Device.ValueType | None = ...,
+        priority: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_device", b"_device", "device", b"device"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_device", b"_device", "device", b"device"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_device", b"_device", "_priority", b"_priority", "device", b"device", "priority", b"priority"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_device", b"_device", "_priority", b"_priority", "device", b"device", "priority", b"priority"]) -> None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_device", b"_device"]) -> typing.Literal["device"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_priority", b"_priority"]) -> typing.Literal["priority"] | None: ...
 
 global___ResourceParams = ResourceParams
 
@@ -945,6 +970,7 @@ class TrainingJob(google.protobuf.message.Message):
     FAILURE_FIELD_NUMBER: builtins.int
     WARNINGS_FIELD_NUMBER: builtins.int
     MODEL_FIELD_NUMBER: builtins.int
+    PLAN_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Resource name, `jobs/{id}`."""
     display_name: builtins.str
@@ -952,8 +978,8 @@ class TrainingJob(google.protobuf.message.Message):
     state: global___JobState.ValueType
     """Where the job is in its life."""
     request_digest: builtins.str
-    """SHA-256 of the canonical JSON of the effective request without request_id, display_name and
-    labels, in lower-case hexadecimal.
+    """SHA-256 of the canonical JSON of the effective request without request_id, display_name,
+    labels and validate_only, in lower-case hexadecimal.
     """
     dataset_digest: builtins.str
     """SHA-256 of the dataset, in lower-case hexadecimal."""
@@ -962,7 +988,7 @@ class TrainingJob(google.protobuf.message.Message):
     attempt: builtins.int
     """Which try at running the job this is, counted from 1; 0 while it has not started."""
     queue_position: builtins.int
-    """Jobs that run before this one does, counted from 1; 0 when it is not queued."""
+    """Place in the queue, counted from 1; 0 when the job is not queued."""
     last_sequence: builtins.int
     """Sequence number of the last event."""
     model: builtins.str
@@ -1007,6 +1033,10 @@ class TrainingJob(google.protobuf.message.Message):
     def warnings(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___JobWarning]:
         """Fields set but without effect, and what the training process warned of."""
 
+    @property
+    def plan(self) -> global___TrainingPlan:
+        """What would be trained; set in the answer to validate_only alone."""
+
     def __init__(
         self,
         *,
@@ -1030,11 +1060,39 @@ class TrainingJob(google.protobuf.message.Message):
         failure: global___Failure | None = ...,
         warnings: collections.abc.Iterable[global___JobWarning] | None = ...,
         model: builtins.str = ...,
+        plan: global___TrainingPlan | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["create_time", b"create_time", "end_time", b"end_time", "failure", b"failure", "progress", b"progress", "request", b"request", "start_time", b"start_time", "update_time", b"update_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "contract_version", b"contract_version", "create_time", b"create_time", "dataset_digest", b"dataset_digest", "display_name", b"display_name", "end_time", b"end_time", "failure", b"failure", "labels", b"labels", "last_sequence", b"last_sequence", "model", b"model", "name", b"name", "progress", b"progress", "queue_position", b"queue_position", "request", b"request", "request_digest", b"request_digest", "set_fields", b"set_fields", "start_time", b"start_time", "state", b"state", "update_time", b"update_time", "warnings", b"warnings"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["create_time", b"create_time", "end_time", b"end_time", "failure", b"failure", "plan", b"plan", "progress", b"progress", "request", b"request", "start_time", b"start_time", "update_time", b"update_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "contract_version", b"contract_version", "create_time", b"create_time", "dataset_digest", b"dataset_digest", "display_name", b"display_name", "end_time", b"end_time", "failure", b"failure", "labels", b"labels", "last_sequence", b"last_sequence", "model", b"model", "name", b"name", "plan", b"plan", "progress", b"progress", "queue_position", b"queue_position", "request", b"request", "request_digest", b"request_digest", "set_fields", b"set_fields", "start_time", b"start_time", "state", b"state", "update_time", b"update_time", "warnings", b"warnings"]) -> None: ...
 
 global___TrainingJob = TrainingJob
+
+@typing.final
+class TrainingPlan(google.protobuf.message.Message):
+    """What a request comes to on its dataset, found out without training."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STARTED_FIELD_NUMBER: builtins.int
+    MEMORY_ESTIMATE_BYTES_FIELD_NUMBER: builtins.int
+    memory_estimate_bytes: builtins.int
+    """Estimate of the memory that training takes at its peak beyond an idle process: data,
+    parameters, optimizer, activations of a batch. Bytes.
+    """
+    @property
+    def started(self) -> global___JobStarted:
+        """Classes, counts, splits, parameters and the device, as the job's `started` event would say."""
+
+    def __init__(
+        self,
+        *,
+        started: global___JobStarted | None = ...,
+        memory_estimate_bytes: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["started", b"started"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["memory_estimate_bytes", b"memory_estimate_bytes", "started", b"started"]) -> None: ...
+
+global___TrainingPlan = TrainingPlan
 
 @typing.final
 class GetTrainingRequest(google.protobuf.message.Message):
@@ -1061,18 +1119,42 @@ class ListTrainingsRequest(google.protobuf.message.Message):
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    @typing.final
+    class LabelsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     PAGE_SIZE_FIELD_NUMBER: builtins.int
     PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    STATES_FIELD_NUMBER: builtins.int
+    LABELS_FIELD_NUMBER: builtins.int
     page_size: builtins.int
     page_token: builtins.str
+    @property
+    def states(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[global___JobState.ValueType]: ...
+    @property
+    def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]: ...
     def __init__(
         self,
         *,
         page_size: builtins.int | None = ...,
         page_token: builtins.str | None = ...,
+        states: collections.abc.Iterable[global___JobState.ValueType] | None = ...,
+        labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_page_size", b"_page_size", "_page_token", b"_page_token", "page_size", b"page_size", "page_token", b"page_token"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_page_size", b"_page_size", "_page_token", b"_page_token", "page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_page_size", b"_page_size", "_page_token", b"_page_token", "labels", b"labels", "page_size", b"page_size", "page_token", b"page_token", "states", b"states"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_page_size", b"_page_size"]) -> typing.Literal["page_size"] | None: ...
     @typing.overload
@@ -1147,6 +1229,25 @@ class CancelTrainingRequest(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_name", b"_name"]) -> typing.Literal["name"] | None: ...
 
 global___CancelTrainingRequest = CancelTrainingRequest
+
+@typing.final
+class DeleteTrainingRequest(google.protobuf.message.Message):
+    """Names the job to delete."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    def __init__(
+        self,
+        *,
+        name: builtins.str | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_name", b"_name", "name", b"name"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_name", b"_name", "name", b"name"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_name", b"_name"]) -> typing.Literal["name"] | None: ...
+
+global___DeleteTrainingRequest = DeleteTrainingRequest
 
 @typing.final
 class TrainingEvent(google.protobuf.message.Message):
@@ -1241,7 +1342,7 @@ class JobQueued(google.protobuf.message.Message):
 
     QUEUE_POSITION_FIELD_NUMBER: builtins.int
     queue_position: builtins.int
-    """Jobs that run before this one does, plus one."""
+    """Jobs that start before this one does, plus one."""
     def __init__(
         self,
         *,
@@ -1304,7 +1405,7 @@ class JobStarted(google.protobuf.message.Message):
 
     @property
     def balanced_class_counts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Training windows of each class after oversampling."""
+        """Training windows of each class after resampling."""
 
     @property
     def class_weights(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:

@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from trainwire.v1 import training_pb2 as trainwire_dot_v1_dot_training__pb2
 
 GRPC_GENERATED_VERSION = '1.67.1'
@@ -65,6 +66,11 @@ class TrainingServiceStub(object):
                 request_serializer=trainwire_dot_v1_dot_training__pb2.CancelTrainingRequest.SerializeToString,
                 response_deserializer=trainwire_dot_v1_dot_training__pb2.TrainingJob.FromString,
                 _registered_method=True)
+        self.DeleteTraining = channel.unary_unary(
+                '/trainwire.v1.TrainingService/DeleteTraining',
+                request_serializer=trainwire_dot_v1_dot_training__pb2.DeleteTrainingRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
 
 
 class TrainingServiceServicer(object):
@@ -79,7 +85,8 @@ class TrainingServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SubmitTraining(self, request, context):
-        """Submits a job and returns it, queued.
+        """Submits a job and returns it, queued. With validate_only nothing is stored: the answer is a job
+        without a name whose `plan` says what would be trained.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -109,6 +116,13 @@ class TrainingServiceServicer(object):
 
     def CancelTraining(self, request, context):
         """Cancels a job; a finished job is returned as it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteTraining(self, request, context):
+        """Deletes a finished job with its events. The model it made stays.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -146,6 +160,11 @@ def add_TrainingServiceServicer_to_server(servicer, server):
                     servicer.CancelTraining,
                     request_deserializer=trainwire_dot_v1_dot_training__pb2.CancelTrainingRequest.FromString,
                     response_serializer=trainwire_dot_v1_dot_training__pb2.TrainingJob.SerializeToString,
+            ),
+            'DeleteTraining': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteTraining,
+                    request_deserializer=trainwire_dot_v1_dot_training__pb2.DeleteTrainingRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -311,6 +330,33 @@ class TrainingService(object):
             '/trainwire.v1.TrainingService/CancelTraining',
             trainwire_dot_v1_dot_training__pb2.CancelTrainingRequest.SerializeToString,
             trainwire_dot_v1_dot_training__pb2.TrainingJob.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteTraining(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trainwire.v1.TrainingService/DeleteTraining',
+            trainwire_dot_v1_dot_training__pb2.DeleteTrainingRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
             options,
             channel_credentials,
             insecure,

@@ -9,6 +9,7 @@ The request is the configuration. Every parameter's meaning, default, range and 
 
 import abc
 import collections.abc
+import google.protobuf.empty_pb2
 import grpc
 import grpc.aio
 import trainwire.v1.training_pb2
@@ -35,7 +36,9 @@ class TrainingServiceStub:
         trainwire.v1.training_pb2.TrainingRequest,
         trainwire.v1.training_pb2.TrainingJob,
     ]
-    """Submits a job and returns it, queued."""
+    """Submits a job and returns it, queued. With validate_only nothing is stored: the answer is a job
+    without a name whose `plan` says what would be trained.
+    """
 
     GetTraining: grpc.UnaryUnaryMultiCallable[
         trainwire.v1.training_pb2.GetTrainingRequest,
@@ -63,6 +66,12 @@ class TrainingServiceStub:
     ]
     """Cancels a job; a finished job is returned as it is."""
 
+    DeleteTraining: grpc.UnaryUnaryMultiCallable[
+        trainwire.v1.training_pb2.DeleteTrainingRequest,
+        google.protobuf.empty_pb2.Empty,
+    ]
+    """Deletes a finished job with its events. The model it made stays."""
+
 class TrainingServiceAsyncStub:
     """Trains classifiers and reports on it."""
 
@@ -76,7 +85,9 @@ class TrainingServiceAsyncStub:
         trainwire.v1.training_pb2.TrainingRequest,
         trainwire.v1.training_pb2.TrainingJob,
     ]
-    """Submits a job and returns it, queued."""
+    """Submits a job and returns it, queued. With validate_only nothing is stored: the answer is a job
+    without a name whose `plan` says what would be trained.
+    """
 
     GetTraining: grpc.aio.UnaryUnaryMultiCallable[
         trainwire.v1.training_pb2.GetTrainingRequest,
@@ -104,6 +115,12 @@ class TrainingServiceAsyncStub:
     ]
     """Cancels a job; a finished job is returned as it is."""
 
+    DeleteTraining: grpc.aio.UnaryUnaryMultiCallable[
+        trainwire.v1.training_pb2.DeleteTrainingRequest,
+        google.protobuf.empty_pb2.Empty,
+    ]
+    """Deletes a finished job with its events. The model it made stays."""
+
 class TrainingServiceServicer(metaclass=abc.ABCMeta):
     """Trains classifiers and reports on it."""
 
@@ -121,7 +138,9 @@ class TrainingServiceServicer(metaclass=abc.ABCMeta):
         request: trainwire.v1.training_pb2.TrainingRequest,
         context: _ServicerContext,
     ) -> typing.Union[trainwire.v1.training_pb2.TrainingJob, collections.abc.Awaitable[trainwire.v1.training_pb2.TrainingJob]]:
-        """Submits a job and returns it, queued."""
+        """Submits a job and returns it, queued. With validate_only nothing is stored: the answer is a job
+        without a name whose `plan` says what would be trained.
+        """
 
     @abc.abstractmethod
     def GetTraining(
@@ -156,5 +175,13 @@ class TrainingServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[trainwire.v1.training_pb2.TrainingJob, collections.abc.Awaitable[trainwire.v1.training_pb2.TrainingJob]]:
         """Cancels a job; a finished job is returned as it is."""
+
+    @abc.abstractmethod
+    def DeleteTraining(
+        self,
+        request: trainwire.v1.training_pb2.DeleteTrainingRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[google.protobuf.empty_pb2.Empty, collections.abc.Awaitable[google.protobuf.empty_pb2.Empty]]:
+        """Deletes a finished job with its events. The model it made stays."""
 
 def add_TrainingServiceServicer_to_server(servicer: TrainingServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -80,6 +80,10 @@ class Catalog:
             upload.folder.rename(target)
             sync_directory(target.parent)
 
+    def remove(self, name: str) -> None:
+        """Remove the folder of a resource, if it has one."""
+        shutil.rmtree(self._folder(name), ignore_errors=True)
+
     def keep_bundle(self, job: str, model: str) -> None:
         """Move the bundle a training process left to its place among the models."""
         source = self._folder(job) / "bundle"

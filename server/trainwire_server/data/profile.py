@@ -5,27 +5,29 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from trainwire.v1 import dataset_pb2
+from trainwire_server.data.damage import apply_to_column
+from trainwire_server.data.readers import open_upload
 from trainwire_server.data.table import column_type
 from trainwire_server.errors import BrokenUpload
 
-_FILE_MAGIC = b"ARROW1"
-_STREAM_MAGIC = b"\xff\xff\xff\xff"
 _MAX_ROWS = 2**32 - 1
 _MAX_CHUNK_ROWS = 2**16
 _MAX_CHUNK_VALUES = 2**23
-_T = TypeVar("_T")
 
 
-def ingest(source: Path, table: Path) -> dataset_pb2.Dataset:
+def ingest(
+    source: Path, table: Path, data_format: dataset_pb2.DatasetFormat.ValueType
+) -> dataset_pb2.Dataset:
     """Check an upload, write its table and describe its columns.
 
     The table is one uncompressed Arrow IPC file that can be memory-mapped. It holds the columns
@@ -33,89 +35,33 @@ def ingest(source: Path, table: Path) -> dataset_pb2.Dataset:
     dictionaries decoded. It appears under its name only when it is whole and on disk.
 
     Args:
-        source: the uploaded bytes, Arrow IPC in file or stream format.
+        source: the uploaded bytes: Arrow IPC in file or stream format, Parquet or CSV.
         table: where to write the table; its folder must exist.
+        data_format: what the bytes were announced as.
 
     Returns:
         A Dataset with `row_count` and `columns`; the other fields are the caller's.
 
     Raises:
-        BrokenUpload: the bytes are not Arrow IPC, are damaged, or hold no usable table.
+        BrokenUpload: the bytes are not of that format, are damaged, or hold no usable table; the
+            message says where, and which format was announced.
     """
-    magic = _read_magic(source)
-    with pa.memory_map(str(source)) as file:
-        schema, batches = _open(file, magic)
+    try:
+        return _ingest(source, table, data_format)
+    except BrokenUpload as error:
+        name = dataset_pb2.DatasetFormat.Name(data_format)
+        raise BrokenUpload(f"{error.message} (announced as {name})") from error
+
+
+def _ingest(
+    source: Path, table: Path, data_format: dataset_pb2.DatasetFormat.ValueType
+) -> dataset_pb2.Dataset:
+    with open_upload(source, data_format) as (schema, batches):
         profile = _Profile(schema)
         with _replacing(table) as sink, pa.ipc.new_file(sink, profile.stored) as writer:
             for chunk in _chunked(_pieces(batches, profile), profile.stored):
                 writer.write_table(chunk)
     return profile.to_proto()
-
-
-# ------------------------------------------------------------------------ reading
-
-
-def _read_magic(source: Path) -> bytes:
-    with source.open("rb") as file:
-        head = file.read(8)
-    for magic in (_FILE_MAGIC, _STREAM_MAGIC):
-        if head.startswith(magic):
-            return magic
-    raise BrokenUpload(
-        f"the upload is not Arrow IPC: its first bytes are {head!r}; allowed: the Arrow IPC file "
-        "format and the Arrow IPC stream format"
-    )
-
-
-def _open(file: pa.NativeFile, magic: bytes) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    if magic == _STREAM_MAGIC:
-        stream = _guard(lambda: pa.ipc.open_stream(file))
-        return _check_schema(stream.schema), _read_stream(stream)
-    reader = _guard(lambda: pa.ipc.open_file(file))
-    return _check_schema(reader.schema), _read_file(reader)
-
-
-def _read_stream(reader: Any) -> Iterator[pa.RecordBatch]:
-    while (batch := _guard(lambda: _read_next(reader))) is not None:
-        yield batch
-
-
-def _read_next(reader: Any) -> pa.RecordBatch | None:
-    try:
-        return _validated(reader.read_next_batch())
-    except StopIteration:
-        return None
-
-
-def _read_file(reader: Any) -> Iterator[pa.RecordBatch]:
-    for i in range(_guard(lambda: int(reader.num_record_batches))):
-        yield _guard(lambda i=i: _validated(reader.get_batch(i)))  # type: ignore[misc]
-
-
-def _validated(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Checks offsets, indices and UTF-8 too: Arrow trusts them later and would crash on them."""
-    batch.validate(full=True)
-    return batch
-
-
-def _guard(read: Callable[[], _T]) -> _T:
-    """Whatever Arrow says about the bytes is about the upload."""
-    try:
-        return read()
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise BrokenUpload(f"the upload is damaged or truncated: {reason}") from error
-
-
-def _check_schema(schema: pa.Schema) -> pa.Schema:
-    names = _guard(lambda: list(schema.names))
-    if not names:
-        raise BrokenUpload("the upload has no columns")
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        shown = ", ".join(repr(name) for name in twice[:10])
-        raise BrokenUpload(f"column names must differ from each other; there twice: {shown}")
-    return schema
 
 
 # ------------------------------------------------------------------------ profiling
@@ -170,14 +116,16 @@ def _pieces(batches: Iterator[pa.RecordBatch], profile: _Profile) -> Iterator[pa
             profile.nulls[name] += batch.column(name).null_count
         if len(profile.stored):
             step = _chunk_rows(profile.stored)
+            before = profile.rows - batch.num_rows
             for start in range(0, batch.num_rows, step):
-                yield _convert(batch.slice(start, step), profile)
+                yield _convert(batch.slice(start, step), before + start, profile)
 
 
-def _convert(batch: pa.RecordBatch, profile: _Profile) -> pa.RecordBatch:
+def _convert(batch: pa.RecordBatch, rows_before: int, profile: _Profile) -> pa.RecordBatch:
     arrays = []
     for field in profile.stored:
-        values = _plain(batch.column(field.name), field.type)
+        convert = partial(_plain, stored_type=field.type)
+        values = apply_to_column(field.name, batch.column(field.name), rows_before, convert)
         profile.count(field.name, values)
         arrays.append(values)
     return pa.RecordBatch.from_arrays(arrays, schema=profile.stored)
@@ -195,8 +143,8 @@ def _cast(values: pa.Array, stored_type: pa.DataType) -> pa.Array:
     # Validation leaves the bytes below a missing value alone, as it should; Arrow's cast (seen in
     # 26.0) follows the pointers of such a view and crashes, Python objects do not.
     if str(values.type) == "string_view" and values.null_count:
-        return _guard(lambda: pa.array(values.to_pylist(), stored_type))
-    return _guard(lambda: values.cast(stored_type))
+        return pa.array(values.to_pylist(), stored_type)
+    return values.cast(stored_type)
 
 
 def _stored_type(arrow_type: pa.DataType) -> pa.DataType:

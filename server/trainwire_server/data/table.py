@@ -60,6 +60,10 @@ class StoredTable:
         """What each column holds, in file order."""
         return {field.name: column_type(field.type) for field in self._table.schema}
 
+    def size_bytes(self, names: list[str]) -> int:
+        """Bytes that these columns take as stored."""
+        return sum(int(self._table[name].nbytes) for name in names)
+
     def numbers(self, name: str) -> npt.NDArray[np.float64]:
         """A numeric or boolean column as float64 [rows]; false is 0 and true is 1."""
         values = self._column(name).cast(pa.float64(), safe=False).to_numpy()

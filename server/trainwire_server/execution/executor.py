@@ -19,20 +19,46 @@ class Train:
         table: the dataset's Arrow file.
         folder: folder of the job; the bundle is left in its `bundle`.
         threads: threads to compute with.
+        visible_devices: CUDA_VISIBLE_DEVICES of the child.
     """
 
     request: bytes
     table: Path
     folder: Path
     threads: int
+    visible_devices: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Find out what a request comes to; sends JobWarnings and a TrainingPlan, or a Failure.
+
+    Attributes:
+        request: the effective TrainingRequest, serialized.
+        table: the dataset's Arrow file.
+        threads: threads to compute with.
+    """
+
+    request: bytes
+    table: Path
+    threads: int
 
 
 @dataclass(frozen=True)
 class Ingest:
-    """Parse uploaded bytes into one contiguous Arrow file; sends a Dataset or a Failure."""
+    """Parse uploaded bytes into one contiguous Arrow file; sends a Dataset or a Failure.
+
+    Attributes:
+        source: the bytes as received.
+        table: where the Arrow file goes.
+        data_format: DatasetFormat of the bytes.
+        memory_bytes: what the child may allocate.
+    """
 
     source: Path
     table: Path
+    data_format: int
+    memory_bytes: int
 
 
 @dataclass(frozen=True)
@@ -40,7 +66,7 @@ class Probe:
     """Look at the devices; sends a SystemInfo."""
 
 
-Task = Train | Ingest | Probe
+Task = Train | Plan | Ingest | Probe
 
 
 class Execution(Protocol):

@@ -16,6 +16,8 @@ _HEADER = struct.Struct("!IB")
 _KINDS: tuple[type[Message], ...] = (
     training_pb2.TrainingEvent,
     training_pb2.Failure,
+    training_pb2.TrainingPlan,
+    training_pb2.JobWarning,
     model_pb2.Model,
     dataset_pb2.Dataset,
     system_pb2.SystemInfo,

@@ -13,6 +13,6 @@ import torch
 import torch._inductor
 
 from trainwire_server.data import prepare, profile
-from trainwire_server.training import bundle, fit
+from trainwire_server.training import bundle, fit, plan
 
-__all__ = ["bundle", "fit", "prepare", "profile", "pyarrow", "torch"]
+__all__ = ["bundle", "fit", "plan", "prepare", "profile", "pyarrow", "torch"]

@@ -7,18 +7,20 @@ server has it loaded already. grpc never gets here.
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import sys
 import threading
 import traceback
+from typing import cast
 
 from google.protobuf import wrappers_pb2
 
-from trainwire.v1 import system_pb2, training_pb2
+from trainwire.v1 import dataset_pb2, system_pb2, training_pb2
 from trainwire_server.errors import BrokenUpload, JobFailure
 from trainwire_server.execution import frames
-from trainwire_server.execution.executor import Ingest, Task, Train
+from trainwire_server.execution.executor import Ingest, Plan, Task, Train
 
 CANCEL = b"C"
 _EXIT_SERVER_GONE = 3
@@ -54,6 +56,8 @@ def _listen(connection: socket.socket, cancelled: threading.Event) -> None:
 def _run(connection: socket.socket, task: Task, cancelled: threading.Event) -> None:
     if isinstance(task, Train):
         _train(connection, task, cancelled)
+    elif isinstance(task, Plan):
+        _plan(connection, task)
     elif isinstance(task, Ingest):
         _ingest(connection, task)
     else:
@@ -61,6 +65,8 @@ def _run(connection: socket.socket, task: Task, cancelled: threading.Event) -> N
 
 
 def _train(connection: socket.socket, task: Train, cancelled: threading.Event) -> None:
+    # Before CUDA starts; it never looks again.
+    os.environ["CUDA_VISIBLE_DEVICES"] = task.visible_devices
     from trainwire_server.training import bundle, fit
 
     request = training_pb2.TrainingRequest.FromString(task.request)
@@ -76,14 +82,39 @@ def _train(connection: socket.socket, task: Train, cancelled: threading.Event) -
         frames.send(connection, training_pb2.TrainingEvent(cancelled=stopped))
 
 
+def _plan(connection: socket.socket, task: Plan) -> None:
+    from trainwire_server.training import plan
+
+    request = training_pb2.TrainingRequest.FromString(task.request)
+    try:
+        found, warnings = plan.plan(request, task.table, task.threads)
+    except JobFailure as failure:
+        frames.send(connection, failure.to_proto())
+        return
+    for warning in warnings:
+        frames.send(connection, warning)
+    frames.send(connection, found)
+
+
 def _ingest(connection: socket.socket, task: Ingest) -> None:
     from trainwire_server.data import profile
 
+    # RLIMIT_DATA, not RLIMIT_AS: address space is not memory, and mapped files are not allocated.
+    resource.setrlimit(resource.RLIMIT_DATA, (task.memory_bytes, task.memory_bytes))
+    data_format = cast("dataset_pb2.DatasetFormat.ValueType", task.data_format)
     try:
-        frames.send(connection, profile.ingest(task.source, task.table))
+        frames.send(connection, profile.ingest(task.source, task.table, data_format))
     except BrokenUpload as error:
-        failure = JobFailure(training_pb2.FAILURE_REASON_INVALID_DATA, error.message)
-        frames.send(connection, failure.to_proto())
+        _refuse_upload(connection, error.message)
+    except MemoryError:
+        _refuse_upload(
+            connection, f"parsing it takes more than the {task.memory_bytes} bytes allowed"
+        )
+
+
+def _refuse_upload(connection: socket.socket, message: str) -> None:
+    failure = JobFailure(training_pb2.FAILURE_REASON_INVALID_DATA, message)
+    frames.send(connection, failure.to_proto())
 
 
 def _devices() -> system_pb2.SystemInfo:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import structlog
 from google.protobuf import json_format, wrappers_pb2
@@ -17,17 +17,24 @@ from trainwire_server.data import suitability
 from trainwire_server.data.catalog import Catalog
 from trainwire_server.errors import (
     AlreadyExists,
+    DatasetInUse,
     DatasetUnsuitable,
     DeviceUnavailable,
+    JobNotFinished,
     NotFound,
+    RequestError,
     SequenceOutOfRange,
     ServerStopping,
+    Untrainable,
 )
-from trainwire_server.execution.executor import Execution, Executor, Train
+from trainwire_server.execution.executor import Execution, Executor, Plan, Train
 from trainwire_server.jobs import job as jobs
+from trainwire_server.jobs.devices import Devices, visible_devices
 from trainwire_server.jobs.feed import Feed
+from trainwire_server.jobs.queue import Lease, Queue, Slots
 from trainwire_server.jobs.store import Store
 
+_NAMED_USERS = 5
 _BATCH = 256
 """Events read from the log at once by a watcher: what bounds its memory."""
 
@@ -51,27 +58,36 @@ class _Outcome:
 
 
 class Manager:
-    """Runs the jobs of one server, in the order they came, `slots` at a time."""
+    """Runs the jobs of one server.
+
+    Args:
+        slots: the places to train in.
+        threads: threads a training process computes with.
+        grace: seconds a cancelled training gets to end by itself.
+    """
 
     def __init__(
         self,
         store: Store,
         catalog: Catalog,
         executor: Executor,
+        devices: Devices,
+        slots: Slots,
         threads: int,
         grace: float,
-        slots: int = 1,
     ) -> None:
         self._store = store
         self._catalog = catalog
         self._executor = executor
+        self._devices = devices
+        self._slots = slots
         self._threads = threads
         self._grace = grace
-        self._slots = slots
         self._active: dict[str, _Active] = {}
-        self._queue: deque[str] = deque()
+        self._queue = Queue()
         self._running: dict[str, asyncio.Task[None]] = {}
         self._submitting = asyncio.Lock()
+        self._planning = asyncio.Lock()
         self._stopping = False
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -98,8 +114,22 @@ class Manager:
             )
             await self._end(self._activate(job), event)
         for job in await self._store.jobs_in_state(training_pb2.JOB_STATE_QUEUED):
-            self._activate(job)
-            self._queue.append(job.name)
+            await self._take_up(job)
+        self._learning = asyncio.create_task(self._learn_devices())
+        self._pump()
+
+    async def _take_up(self, job: training_pb2.TrainingJob) -> None:
+        """Let a job wait again, unless a newer server stored what this one would ignore."""
+        unknown = contract.violations(job.request)
+        if not unknown:
+            self._enqueue(job)
+            return
+        listing = "; ".join(str(violation) for violation in unknown)
+        reason = training_pb2.FAILURE_REASON_INVALID_REQUEST
+        await self._end(self._activate(job), jobs.failed(reason, listing))
+
+    async def _learn_devices(self) -> None:
+        self._slots.learn_devices(await self._devices.names())
         self._pump()
 
     async def close(self) -> None:
@@ -114,9 +144,7 @@ class Manager:
 
     # -------------------------------------------------------------------- submit
 
-    async def submit(
-        self, request: training_pb2.TrainingRequest, has_gpu: Callable[[], Awaitable[bool]]
-    ) -> training_pb2.TrainingJob:
+    async def submit(self, request: training_pb2.TrainingRequest) -> training_pb2.TrainingJob:
         """Queue a job for a request that keeps the contract; the same request_id, the same job.
 
         Raises:
@@ -128,24 +156,27 @@ class Manager:
         if self._stopping:
             raise ServerStopping("the server is stopping; try again")
         # Shielded: a caller that leaves half way must not leave a stored job that nobody runs.
-        return await asyncio.shield(self._submit(request, has_gpu))
+        return await asyncio.shield(self._submit(request))
 
-    async def _submit(
-        self, request: training_pb2.TrainingRequest, has_gpu: Callable[[], Awaitable[bool]]
-    ) -> training_pb2.TrainingJob:
+    async def _submit(self, request: training_pb2.TrainingRequest) -> training_pb2.TrainingJob:
         # One at a time, so that two calls with one request_id cannot both find it new.
         async with self._submitting:
             before = await self._submitted_before(request)
             if before is not None:
                 return before
-            dataset = await self._dataset(request.dataset)
-            _check_suitability(request, dataset)
-            if request.resources.device == training_pb2.DEVICE_CUDA and not await has_gpu():
-                raise DeviceUnavailable(
-                    "this server has no CUDA device",
-                    (contract.Violation("resources.device", "allowed: DEVICE_AUTO, DEVICE_CPU"),),
-                )
-            return await self._create(request, dataset)
+            return await self._create(request, await self._check(request))
+
+    async def _check(self, request: training_pb2.TrainingRequest) -> dataset_pb2.Dataset:
+        """The dataset of a request, if it and the devices are what the request needs."""
+        dataset = await self._dataset(request.dataset)
+        _check_suitability(request, dataset)
+        wanted = request.resources.device
+        if wanted == training_pb2.DEVICE_CUDA and len(await self._devices.names()) < 2:
+            raise DeviceUnavailable(
+                "this server has no CUDA device",
+                (contract.Violation("resources.device", "allowed: DEVICE_AUTO, DEVICE_CPU"),),
+            )
+        return dataset
 
     async def _submitted_before(
         self, request: training_pb2.TrainingRequest
@@ -179,15 +210,89 @@ class Manager:
     ) -> training_pb2.TrainingJob:
         time = jobs.now()
         job, events = jobs.new_job(request, dataset, time), []
-        for event in jobs.first_events(request, len(self._queue) + 1):
+        place = self._queue.position_of_next(job.request.resources.priority)
+        for event in jobs.first_events(request, place):
             job, stamped = jobs.apply(job, event, time)
             events.append(stamped)
         await self._store.create_job(job, request, events)
-        self._activate(job)
-        self._queue.append(job.name)
+        self._enqueue(job)
         self._log.info("job.queued", job=job.name, set_fields=list(job.set_fields))
         self._pump()
         return self._current(job)
+
+    async def validate(self, request: training_pb2.TrainingRequest) -> training_pb2.TrainingJob:
+        """What a request comes to, found out in a child process; nothing is stored.
+
+        Returns:
+            A job without name and state, with the effective request, warnings and `plan`.
+
+        Raises:
+            What `submit` raises, but AlreadyExists; Untrainable: the job would fail.
+        """
+        dataset = await self._check(request)
+        time = jobs.now()
+        job = jobs.new_job(request, dataset, time)
+        for event in jobs.first_events(request, queue_position=0):
+            job, _ = jobs.apply(job, event, time)
+        for name in ("name", "state", "create_time", "update_time", "last_sequence"):
+            cast("Message", job).ClearField(name)
+        # One at a time: a dry run takes memory beside the jobs that have a place.
+        async with self._planning:
+            await self._plan(job)
+        return job
+
+    async def _plan(self, job: training_pb2.TrainingJob) -> None:
+        """Let a child process fill in `plan` and add to `warnings`."""
+        task = Plan(
+            request=job.request.SerializeToString(),
+            table=self._catalog.table(job.request.dataset),
+            threads=self._threads,
+        )
+        execution = await self._executor.start(task)
+        try:
+            async for message in execution.messages():
+                _note_plan(job, message, self._log)
+            status = await execution.wait()
+        finally:
+            execution.kill()
+        if not job.HasField("plan"):
+            raise RequestError(f"the process of the dry run ended with exit status {status}")
+
+    # -------------------------------------------------------------------- delete
+
+    async def delete(self, name: str) -> None:
+        """Delete a finished job with its events and its folder; the model it made stays.
+
+        Raises:
+            NotFound: no such job.
+            JobNotFinished: it has not ended.
+        """
+        async with self._submitting:
+            job = await self.get(name)
+            if job.state not in jobs.TERMINAL:
+                state = training_pb2.JobState.Name(job.state)
+                raise JobNotFinished(f"{name} is {state}; cancel it first")
+            await asyncio.shield(self._store.delete_job(name))
+            await asyncio.to_thread(self._catalog.remove, name)
+
+    async def delete_dataset(self, name: str) -> None:
+        """Delete a dataset no job refers to.
+
+        Raises:
+            NotFound: no such dataset.
+            DatasetInUse: jobs refer to it.
+        """
+        # Under the lock of `submit`: no job may come to refer to it meanwhile.
+        async with self._submitting:
+            if await self._store.dataset(name) is None:
+                raise NotFound(f"{name} does not exist")
+            users = await self._store.jobs_of_dataset(name, limit=_NAMED_USERS + 1)
+            if users:
+                more = " and others" if len(users) > _NAMED_USERS else ""
+                listing = ", ".join(users[:_NAMED_USERS])
+                raise DatasetInUse(f"{name} is used by {listing}{more}; delete these jobs first")
+            await asyncio.shield(self._store.delete_dataset(name))
+            await asyncio.to_thread(self._catalog.remove, name)
 
     # -------------------------------------------------------------------- read
 
@@ -204,18 +309,21 @@ class Manager:
         return self._current(job)
 
     async def list(
-        self, before: int | None, limit: int
+        self,
+        before: int | None,
+        limit: int,
+        states: Sequence[training_pb2.JobState.ValueType],
+        labels: Mapping[str, str],
     ) -> tuple[list[training_pb2.TrainingJob], int | None]:
         """A page of jobs, most recently updated first, and where the next page begins."""
-        page, following = await self._store.jobs(before, limit)
+        page, following = await self._store.jobs(before, limit, states, labels)
         return [self._current(job) for job in page], following
 
     def _current(self, job: training_pb2.TrainingJob) -> training_pb2.TrainingJob:
         """The job with its place in the queue, which is not stored."""
         current = training_pb2.TrainingJob()
         current.CopyFrom(job)
-        waiting = job.name in self._queue
-        current.queue_position = self._queue.index(job.name) + 1 if waiting else 0
+        current.queue_position = self._queue.position(job.name)
         return current
 
     async def watch(self, name: str, after: int) -> AsyncIterator[training_pb2.TrainingEvent]:
@@ -269,8 +377,7 @@ class Manager:
         async with active.lock:
             if active.job.state == training_pb2.JOB_STATE_QUEUED:
                 # One that has just got its slot is out of the queue and sees that it has ended.
-                if name in self._queue:
-                    self._queue.remove(name)
+                self._queue.remove(name)
                 await self._record(active, jobs.cancelled(active.job))
             elif active.job.state == training_pb2.JOB_STATE_RUNNING:
                 await self._begin_cancel(active)
@@ -291,20 +398,24 @@ class Manager:
 
     # -------------------------------------------------------------------- run
 
+    def _enqueue(self, job: training_pb2.TrainingJob) -> None:
+        self._activate(job)
+        self._queue.add(job)
+
     def _activate(self, job: training_pb2.TrainingJob) -> _Active:
         return self._active.setdefault(job.name, _Active(job))
 
     def _pump(self) -> None:
-        """Start waiting jobs while there are free slots."""
-        while self._queue and len(self._running) < self._slots and not self._stopping:
-            name = self._queue.popleft()
-            self._running[name] = asyncio.create_task(self._run(self._active[name]))
+        """Start waiting jobs while there are places for them."""
+        while not self._stopping and (started := self._queue.start_next(self._slots)):
+            name, lease = started
+            self._running[name] = asyncio.create_task(self._run(self._active[name], lease))
 
-    async def _run(self, active: _Active) -> None:
+    async def _run(self, active: _Active, lease: Lease) -> None:
         name = active.job.name
         log = self._log.bind(job=name)
         try:
-            await self._run_process(active, log)
+            await self._run_process(active, lease, log)
         except asyncio.CancelledError:
             raise
         except Exception:
@@ -313,16 +424,19 @@ class Manager:
             await self._end(active, jobs.failed(reason, "the server's log has the details"))
         finally:
             del self._running[name]
+            self._slots.give_back(lease)
             self._pump()
 
-    async def _run_process(self, active: _Active, log: structlog.stdlib.BoundLogger) -> None:
+    async def _run_process(
+        self, active: _Active, lease: Lease, log: structlog.stdlib.BoundLogger
+    ) -> None:
         async with active.lock:
             if active.job.state in jobs.TERMINAL:
                 return
             active.job = jobs.begin(active.job, jobs.now())
             await self._store.save(active.job)
-        log.info("job.started", **_parameters(active.job))
-        execution = await self._executor.start(self._task(active.job))
+        log.info("job.started", lease=lease.device, **_parameters(active.job))
+        execution = await self._executor.start(self._task(active.job, lease))
         try:
             await self._attach(active, execution)
             outcome = await self._listen(active, execution, log)
@@ -331,12 +445,13 @@ class Manager:
             execution.kill()
         await self._conclude(active, outcome, status)
 
-    def _task(self, job: training_pb2.TrainingJob) -> Train:
+    def _task(self, job: training_pb2.TrainingJob, lease: Lease) -> Train:
         return Train(
             request=job.request.SerializeToString(),
             table=self._catalog.table(job.request.dataset),
             folder=self._catalog.job_folder(job.name),
             threads=self._threads,
+            visible_devices=visible_devices(lease.device),
         )
 
     async def _attach(self, active: _Active, execution: Execution) -> None:
@@ -430,6 +545,20 @@ def _lost(status: int) -> training_pb2.TrainingEvent:
         advice += "; if memory ran out, which ends in signal 9, lower trainer.batch_size first"
     message = f"the training process {how}; {advice}"
     return jobs.failed(training_pb2.FAILURE_REASON_WORKER_LOST, message)
+
+
+def _note_plan(
+    job: training_pb2.TrainingJob, message: Message, log: structlog.stdlib.BoundLogger
+) -> None:
+    if isinstance(message, training_pb2.TrainingPlan):
+        job.plan.CopyFrom(message)
+    elif isinstance(message, training_pb2.JobWarning):
+        job.warnings.append(message)
+    elif isinstance(message, training_pb2.Failure):
+        internal = message.reason == training_pb2.FAILURE_REASON_INTERNAL
+        raise RequestError(message.message) if internal else Untrainable(message)
+    elif isinstance(message, wrappers_pb2.StringValue):
+        log.error("validate.worker_error", details=message.value)
 
 
 def _note(outcome: _Outcome, message: Message, log: structlog.stdlib.BoundLogger) -> None:

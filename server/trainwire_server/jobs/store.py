@@ -7,12 +7,14 @@ the disk and writes never meet. A write is on the disk before it returns (synchr
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from google.protobuf.message import Message
@@ -26,7 +28,7 @@ _M = TypeVar("_M", bound=Message)
 _BLOCKS = re.split(r"^-- name: (\w+)\n", Path(__file__).with_suffix(".sql").read_text(), flags=re.M)
 _SQL = dict(zip(_BLOCKS[1::2], _BLOCKS[2::2], strict=True))
 _FIRST_PAGE = 2**62
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 
 
 class Store:
@@ -85,10 +87,27 @@ class Store:
         return await self._call(_job_by_request_id, request_id)
 
     async def jobs(
-        self, before: int | None, limit: int
+        self,
+        before: int | None,
+        limit: int,
+        states: Sequence[training_pb2.JobState.ValueType] = (),
+        labels: Mapping[str, str] = MappingProxyType({}),
     ) -> tuple[list[training_pb2.TrainingJob], int | None]:
-        """A page of jobs, most recently updated first, and where the next page begins."""
-        return await self._call(_page, "list_jobs", training_pb2.TrainingJob, before, limit)
+        """A page of jobs, most recently updated first, and where the next page begins.
+
+        Args:
+            before: where the page begins; None at the newest.
+            limit: jobs at most.
+            states: only jobs in one of them; empty for any.
+            labels: only jobs that have them all.
+        """
+        filters = {"states": json.dumps(list(states)), "labels": json.dumps(dict(labels))}
+        kind = training_pb2.TrainingJob
+        return await self._call(_page, "list_jobs", kind, before, limit, filters)
+
+    async def delete_job(self, name: str) -> None:
+        """Delete a job with its events."""
+        await self._call(_delete, "delete_job", name)
 
     async def jobs_in_state(
         self, state: training_pb2.JobState.ValueType
@@ -106,6 +125,14 @@ class Store:
         """Store a dataset's description; one that is there already stays as it is."""
         await self._call(_insert, "insert_dataset", dataset)
 
+    async def jobs_of_dataset(self, name: str, limit: int) -> list[str]:
+        """Names of the first jobs that refer to a dataset."""
+        return await self._call(_jobs_of_dataset, name, limit)
+
+    async def delete_dataset(self, name: str) -> None:
+        """Delete a dataset's description."""
+        await self._call(_delete, "delete_dataset", name)
+
     async def dataset(self, name: str) -> dataset_pb2.Dataset | None:
         """The dataset of this name, or None."""
         return await self._call(_select, "select_dataset", name, dataset_pb2.Dataset)
@@ -115,6 +142,10 @@ class Store:
     ) -> tuple[list[dataset_pb2.Dataset], int | None]:
         """A page of datasets, newest first, and where the next page begins."""
         return await self._call(_page, "list_datasets", dataset_pb2.Dataset, before, limit)
+
+    async def delete_model(self, name: str) -> None:
+        """Delete a model's description."""
+        await self._call(_delete, "delete_model", name)
 
     async def model(self, name: str) -> model_pb2.Model | None:
         """The model of this name, or None."""
@@ -170,10 +201,12 @@ def _create_job(
     row = {
         **_job_row(job),
         "request_id": request.request_id or None,
+        "dataset": request.dataset,
         "request": request.SerializeToString(),
     }
     with _transaction(connection):
         connection.execute(_SQL["insert_job"], row)
+        connection.executemany(_SQL["insert_label"], _label_rows(job))
         connection.executemany(_SQL["insert_event"], [_event_row(event) for event in events])
 
 
@@ -193,6 +226,10 @@ def _save(
 
 def _job_row(job: training_pb2.TrainingJob) -> dict[str, Any]:
     return {"id": _id(job.name), "state": job.state, "body": job.SerializeToString()}
+
+
+def _label_rows(job: training_pb2.TrainingJob) -> list[dict[str, Any]]:
+    return [{"job": _id(job.name), "key": key, "value": value} for key, value in job.labels.items()]
 
 
 def _event_row(event: training_pb2.TrainingEvent) -> dict[str, Any]:
@@ -220,11 +257,21 @@ def _select(connection: sqlite3.Connection, block: str, name: str, kind: type[_M
     return None if row is None else kind.FromString(row[0])
 
 
+def _delete(connection: sqlite3.Connection, block: str, name: str) -> None:
+    with _transaction(connection):
+        connection.execute(_SQL[block], {"id": _id(name)})
+
+
 def _page(
-    connection: sqlite3.Connection, block: str, kind: type[_M], before: int | None, limit: int
+    connection: sqlite3.Connection,
+    block: str,
+    kind: type[_M],
+    before: int | None,
+    limit: int,
+    filters: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[list[_M], int | None]:
     bounds = {"before": _FIRST_PAGE if before is None else before, "limit": limit + 1}
-    rows = connection.execute(_SQL[block], bounds).fetchall()
+    rows = connection.execute(_SQL[block], {**bounds, **filters}).fetchall()
     page = rows[:limit]
     return [kind.FromString(body) for _, body in page], page[-1][0] if len(rows) > limit else None
 
@@ -242,6 +289,12 @@ def _job_by_request_id(
         training_pb2.TrainingRequest.FromString(request),
         training_pb2.TrainingJob.FromString(body),
     )
+
+
+def _jobs_of_dataset(connection: sqlite3.Connection, name: str, limit: int) -> list[str]:
+    bounds = {"dataset": name, "limit": limit}
+    rows = connection.execute(_SQL["list_jobs_of_dataset"], bounds)
+    return [f"jobs/{identity}" for (identity,) in rows]
 
 
 def _jobs_in_state(

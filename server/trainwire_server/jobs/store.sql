@@ -7,12 +7,20 @@ CREATE TABLE IF NOT EXISTS jobs (
     submitted INTEGER NOT NULL UNIQUE,   -- grows with every job: the order of the queue
     state INTEGER NOT NULL,
     request_id TEXT UNIQUE,
+    dataset TEXT NOT NULL,
     request BLOB NOT NULL,               -- the TrainingRequest as it came
     body BLOB NOT NULL                   -- the TrainingJob
 ) STRICT;
 CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state, submitted);
+CREATE INDEX IF NOT EXISTS jobs_by_dataset ON jobs (dataset);
+CREATE TABLE IF NOT EXISTS labels (
+    job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
+    key TEXT NOT NULL,
+    value TEXT NOT NULL,
+    PRIMARY KEY (job, key)
+) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS events (
-    job TEXT NOT NULL REFERENCES jobs (id),
+    job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
     sequence INTEGER NOT NULL,
     epoch INTEGER,
     body BLOB NOT NULL,                  -- the TrainingEvent
@@ -31,13 +39,16 @@ CREATE TABLE IF NOT EXISTS models (
 ) STRICT;
 
 -- name: insert_job
-INSERT INTO jobs (id, rank, submitted, state, request_id, request, body)
+INSERT INTO jobs (id, rank, submitted, state, request_id, dataset, request, body)
 VALUES (
     :id,
     (SELECT coalesce(max(rank), 0) + 1 FROM jobs),
     (SELECT coalesce(max(submitted), 0) + 1 FROM jobs),
-    :state, :request_id, :request, :body
+    :state, :request_id, :dataset, :request, :body
 );
+
+-- name: insert_label
+INSERT INTO labels (job, key, value) VALUES (:job, :key, :value);
 
 -- name: update_job
 UPDATE jobs
@@ -54,7 +65,25 @@ SELECT body FROM jobs WHERE id = :id;
 SELECT request, body FROM jobs WHERE request_id = :request_id;
 
 -- name: list_jobs
-SELECT rank, body FROM jobs WHERE rank < :before ORDER BY rank DESC LIMIT :limit;
+-- :states is a JSON array, empty for any; :labels is a JSON object, all of which must be there.
+SELECT rank, body FROM jobs
+WHERE rank < :before
+    AND (:states = '[]' OR state IN (SELECT value FROM json_each(:states)))
+    AND NOT EXISTS (
+        SELECT 1 FROM json_each(:labels) AS wanted
+        WHERE NOT EXISTS (
+            SELECT 1 FROM labels
+            WHERE labels.job = jobs.id
+                AND labels.key = wanted.key AND labels.value = wanted.value
+        )
+    )
+ORDER BY rank DESC LIMIT :limit;
+
+-- name: list_jobs_of_dataset
+SELECT id FROM jobs WHERE dataset = :dataset ORDER BY submitted LIMIT :limit;
+
+-- name: delete_job
+DELETE FROM jobs WHERE id = :id;
 
 -- name: list_jobs_in_state
 SELECT body FROM jobs WHERE state = :state ORDER BY submitted;
@@ -73,6 +102,9 @@ SELECT body FROM datasets WHERE id = :id;
 -- name: list_datasets
 SELECT rank, body FROM datasets WHERE rank < :before ORDER BY rank DESC LIMIT :limit;
 
+-- name: delete_dataset
+DELETE FROM datasets WHERE id = :id;
+
 -- name: insert_model
 INSERT INTO models (id, rank, body)
 VALUES (:id, (SELECT coalesce(max(rank), 0) + 1 FROM models), :body);
@@ -82,3 +114,6 @@ SELECT body FROM models WHERE id = :id;
 
 -- name: list_models
 SELECT rank, body FROM models WHERE rank < :before ORDER BY rank DESC LIMIT :limit;
+
+-- name: delete_model
+DELETE FROM models WHERE id = :id;

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import structlog
+from google.protobuf import empty_pb2
 
 from trainwire import contract
 from trainwire.v1 import dataset_pb2, dataset_pb2_grpc, training_pb2
@@ -14,6 +15,7 @@ from trainwire_server.data.catalog import Catalog, Upload
 from trainwire_server.errors import BrokenUpload, NotFound, RequestError
 from trainwire_server.execution.executor import Executor, Ingest
 from trainwire_server.jobs import job as jobs
+from trainwire_server.jobs.manager import Manager
 from trainwire_server.jobs.store import Store
 from trainwire_server.service.pages import page_bounds, page_token
 from trainwire_server.service.status import check, rpc
@@ -22,10 +24,19 @@ from trainwire_server.service.status import check, rpc
 class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
     """Takes datasets in and describes them."""
 
-    def __init__(self, store: Store, catalog: Catalog, executor: Executor) -> None:
+    def __init__(
+        self,
+        store: Store,
+        catalog: Catalog,
+        executor: Executor,
+        manager: Manager,
+        ingest_memory_bytes: int,
+    ) -> None:
         self._store = store
         self._catalog = catalog
         self._executor = executor
+        self._manager = manager
+        self._ingest_memory_bytes = ingest_memory_bytes
 
     @rpc
     async def UploadDataset(  # noqa: N802
@@ -46,7 +57,7 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
         upload = await asyncio.to_thread(begin, header.size_bytes, header.sha256)
         try:
             await _spool(requests, upload)
-            dataset = await self._ingest(upload)
+            dataset = await self._ingest(upload, header.format)
             _complete(dataset, name, header)
             await asyncio.to_thread(self._catalog.keep_upload, upload, name)
         finally:
@@ -55,9 +66,10 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
         structlog.get_logger().info("dataset.stored", dataset=name, rows=dataset.row_count)
         return await self._store.dataset(name) or dataset
 
-    async def _ingest(self, upload: Upload) -> dataset_pb2.Dataset:
+    async def _ingest(self, upload: Upload, data_format: int) -> dataset_pb2.Dataset:
         """Have a child process parse the bytes: whatever they do to it, the server goes on."""
-        execution = await self._executor.start(Ingest(upload.source, upload.table))
+        task = Ingest(upload.source, upload.table, data_format, self._ingest_memory_bytes)
+        execution = await self._executor.start(task)
         answer: Any = None
         try:
             async for message in execution.messages():
@@ -91,6 +103,13 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
         return dataset_pb2.ListDatasetsResponse(
             datasets=page, next_page_token=page_token(following)
         )
+
+    @rpc
+    async def DeleteDataset(  # noqa: N802
+        self, request: dataset_pb2.DeleteDatasetRequest, context: Any
+    ) -> empty_pb2.Empty:
+        await self._manager.delete_dataset(request.name)
+        return empty_pb2.Empty()
 
 
 async def _read_header(

@@ -6,6 +6,8 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+from google.protobuf import empty_pb2
+
 from trainwire import contract
 from trainwire.v1 import model_pb2, model_pb2_grpc
 from trainwire_server.data.catalog import Catalog
@@ -46,6 +48,15 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         for file in model.files:
             await context.write(model_pb2.DownloadModelResponse(file=file))
             await _send_file(folder / file.name, context)
+
+    @rpc
+    async def DeleteModel(  # noqa: N802
+        self, request: model_pb2.DeleteModelRequest, context: Any
+    ) -> empty_pb2.Empty:
+        model = await self._model(request.name)
+        await self._store.delete_model(model.name)
+        await asyncio.to_thread(self._catalog.remove, model.name)
+        return empty_pb2.Empty()
 
     async def _model(self, name: str) -> model_pb2.Model:
         model = await self._store.model(name)

@@ -7,19 +7,22 @@ from typing import Any
 
 from trainwire import contract
 from trainwire.v1 import system_pb2, system_pb2_grpc
+from trainwire_server.jobs.devices import Devices
 from trainwire_server.jobs.manager import Manager
-from trainwire_server.service.devices import Devices
 from trainwire_server.service.status import rpc
+from trainwire_server.settings import Settings
 
 
 class SystemService(system_pb2_grpc.SystemServiceServicer):
     """Says what this server is and what it runs on."""
 
-    def __init__(self, manager: Manager, devices: Devices, executor: str, threads: int) -> None:
+    def __init__(
+        self, manager: Manager, devices: Devices, executor: str, settings: Settings
+    ) -> None:
         self._manager = manager
         self._devices = devices
         self._executor = executor
-        self._threads = threads
+        self._settings = settings
 
     @rpc
     async def GetSystemInfo(  # noqa: N802
@@ -35,7 +38,8 @@ class SystemService(system_pb2_grpc.SystemServiceServicer):
             executor=self._executor,
             queued_jobs=self._manager.queued_jobs,
             running_jobs=self._manager.running_jobs,
-            threads_per_job=self._threads,
+            threads_per_job=self._settings.threads,
+            max_concurrent_jobs=self._settings.max_concurrent_jobs,
         )
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from google.protobuf import empty_pb2
+
 from trainwire import contract
 from trainwire.v1 import training_pb2, training_pb2_grpc
+from trainwire_server.errors import InvalidRequest
 from trainwire_server.jobs.manager import Manager
-from trainwire_server.service.devices import Devices
 from trainwire_server.service.pages import page_bounds, page_token
 from trainwire_server.service.status import rpc
 
@@ -15,21 +17,25 @@ from trainwire_server.service.status import rpc
 class TrainingService(training_pb2_grpc.TrainingServiceServicer):
     """Submits, reports on and cancels jobs."""
 
-    def __init__(self, manager: Manager, devices: Devices) -> None:
+    def __init__(self, manager: Manager) -> None:
         self._manager = manager
-        self._devices = devices
 
     @rpc
     async def SubmitTraining(  # noqa: N802
         self, request: training_pb2.TrainingRequest, context: Any
     ) -> training_pb2.TrainingJob:
-        return await self._manager.submit(request, self._devices.has_gpu)
+        if request.validate_only:
+            return await self._manager.validate(request)
+        return await self._manager.submit(request)
 
     @rpc
     async def Train(  # noqa: N802
         self, request: training_pb2.TrainingRequest, context: Any
     ) -> None:
-        job = await self._manager.submit(request, self._devices.has_gpu)
+        if request.validate_only:
+            violation = contract.Violation("validate_only", "SubmitTraining alone takes it")
+            raise InvalidRequest(str(violation), (violation,))
+        job = await self._manager.submit(request)
         async for event in self._manager.watch(job.name, after=0):
             await context.write(event)
 
@@ -50,7 +56,8 @@ class TrainingService(training_pb2_grpc.TrainingServiceServicer):
     async def ListTrainings(  # noqa: N802
         self, request: training_pb2.ListTrainingsRequest, context: Any
     ) -> training_pb2.ListTrainingsResponse:
-        page, following = await self._manager.list(*page_bounds(contract.resolve(request)))
+        bounds = page_bounds(contract.resolve(request))
+        page, following = await self._manager.list(*bounds, request.states, request.labels)
         return training_pb2.ListTrainingsResponse(jobs=page, next_page_token=page_token(following))
 
     @rpc
@@ -58,3 +65,10 @@ class TrainingService(training_pb2_grpc.TrainingServiceServicer):
         self, request: training_pb2.CancelTrainingRequest, context: Any
     ) -> training_pb2.TrainingJob:
         return await self._manager.cancel(request.name)
+
+    @rpc
+    async def DeleteTraining(  # noqa: N802
+        self, request: training_pb2.DeleteTrainingRequest, context: Any
+    ) -> empty_pb2.Empty:
+        await self._manager.delete(request.name)
+        return empty_pb2.Empty()

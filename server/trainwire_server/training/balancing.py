@@ -1,4 +1,4 @@
-"""What to do about classes of unequal size: repeat samples, weight the loss."""
+"""What to do about classes of unequal size: leave out or repeat samples, weight the loss."""
 
 from __future__ import annotations
 
@@ -16,6 +16,30 @@ EFFECTIVE_NUMBER_BETA = 0.9999
 def count_classes(labels: Integers, classes: int) -> Integers:
     """Samples of each class, int64 [classes]."""
     return np.bincount(labels, minlength=classes)
+
+
+def undersample(labels: Integers, ratio: float, rng: np.random.Generator) -> Integers:
+    """Positions of `labels` to keep, so that the smallest class is at least `ratio` of every other.
+
+    Every class that occurs shrinks to min(n_c, round(n_min / ratio)), drawn without replacement.
+
+    Args:
+        labels: int64 [n], class index of each sample.
+        ratio: in (0, 1].
+        rng: draws the samples that stay.
+
+    Returns:
+        int64 [m <= n], ascending, each position at most once.
+    """
+    counts = np.bincount(labels)
+    # Not rounded to infinity by a tiny ratio: no class is larger than all samples.
+    ceiling = round(min(int(counts[counts > 0].min()) / ratio, len(labels)))
+    groups = [np.flatnonzero(labels == c) for c in np.flatnonzero(counts)]
+    kept = [
+        group if len(group) <= ceiling else rng.choice(group, size=ceiling, replace=False)
+        for group in groups
+    ]
+    return np.sort(np.concatenate(kept))
 
 
 def oversample(labels: Integers, ratio: float, rng: np.random.Generator) -> Integers:

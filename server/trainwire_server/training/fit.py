@@ -13,20 +13,19 @@ from torch.nn.utils import clip_grad_norm_
 from trainwire import contract
 from trainwire.contract import Violation
 from trainwire.v1 import training_pb2
-from trainwire_server.data.prepare import Prepared, Split, prepare
+from trainwire_server.data.prepare import Prepared, prepare
 from trainwire_server.errors import JobFailure
 from trainwire_server.training import bundle, checkpoint
 from trainwire_server.training.augment import add_gaussian_noise
 from trainwire_server.training.devices import memory_errors_explained, peak_memory_bytes
 from trainwire_server.training.losses import focal_loss, plain_loss
 from trainwire_server.training.metrics import Tally, split_metrics
+from trainwire_server.training.plan import describe_start
 from trainwire_server.training.seeds import reseed
-from trainwire_server.training.setup import Samples, Setup, set_up
+from trainwire_server.training.setup import EVALUATION_FACTOR, Samples, Setup, set_up
 
 HEARTBEAT_SECONDS = 1.0
 COLLAPSE_SHARE = 0.9
-EVALUATION_FACTOR = 4
-"""Batches without gradients are this much larger: they keep no activations."""
 
 
 class Cancelled(Exception):
@@ -103,7 +102,7 @@ def train(  # noqa: C901, PLR0915 - one flat loop, for the reason given below
 
     for warning in prepared.warnings:
         yield training_pb2.TrainingEvent(warning=warning)
-    yield training_pb2.TrainingEvent(started=_started(request, prepared, setup, threads))
+    yield training_pb2.TrainingEvent(started=describe_start(request, prepared, setup, threads))
 
     model.train()
     for epoch in range(1, epochs + 1):
@@ -252,31 +251,3 @@ def _collapse(favourite: training_pb2.ClassMetrics, epoch: int) -> training_pb2.
     )
     reason = training_pb2.WARNING_REASON_PREDICTION_COLLAPSE
     return training_pb2.JobWarning(reason=reason, message=message)
-
-
-def _started(
-    request: training_pb2.TrainingRequest, prepared: Prepared, setup: Setup, threads: int
-) -> training_pb2.JobStarted:
-    return training_pb2.JobStarted(
-        device=str(setup.device),
-        precision=setup.precision,
-        threads=threads,
-        deterministic=request.trainer.deterministic,
-        class_names=prepared.class_names,
-        feature_columns=prepared.feature_columns,
-        class_counts=setup.balance.counts.tolist(),
-        balanced_class_counts=setup.balance.balanced_counts.tolist(),
-        class_weights=setup.balance.weights.tolist(),
-        train=_size(prepared.train),
-        validation=_size(prepared.validation),
-        test=_size(prepared.test),
-        purged_windows=prepared.purged_windows,
-        unlabelled_windows=prepared.unlabelled_windows,
-        parameter_count=bundle.count_parameters(setup.model),
-        request=request,
-        torch_version=str(torch.__version__),
-    )
-
-
-def _size(split: Split) -> training_pb2.SplitSize:
-    return training_pb2.SplitSize(rows=split.rows, windows=len(split.starts))

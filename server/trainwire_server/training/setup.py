@@ -15,10 +15,18 @@ from torch import Tensor, nn
 from trainwire.architectures.build import build
 from trainwire.v1 import training_pb2
 from trainwire_server.data.prepare import Prepared, Split
-from trainwire_server.training.balancing import class_weights, count_classes, oversample
+from trainwire_server.training.balancing import (
+    class_weights,
+    count_classes,
+    oversample,
+    undersample,
+)
 from trainwire_server.training.devices import find_device, find_precision, fix_arithmetic
 from trainwire_server.training.schedules import Schedule
 from trainwire_server.training.seeds import reseed
+
+EVALUATION_FACTOR = 4
+"""Batches without gradients are this much larger: they keep no activations."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,8 @@ class Balance:
     """Which training samples an epoch sees and how its loss weighs them.
 
     Attributes:
-        positions: int64, positions in the training split, small classes repeated.
+        positions: int64, positions in the training split, some of large classes left out and those
+            of small classes repeated.
         counts: int64 [classes], training samples of each class.
         balanced_counts: int64 [classes], the same as trained on.
         weights: float64 [classes].
@@ -145,8 +154,10 @@ def _balance(
     rng: np.random.Generator,
 ) -> Balance:
     positions = np.arange(len(labels))
+    if balancing.use_undersampling:
+        positions = undersample(labels, balancing.undersample_ratio, rng)
     if balancing.use_oversampling:
-        positions = oversample(labels, balancing.oversample_ratio, rng)
+        positions = positions[oversample(labels[positions], balancing.oversample_ratio, rng)]
     # Weights from the counts before resampling would make up for the same imbalance twice.
     balanced_counts = count_classes(labels[positions], classes)
     weights = np.ones(classes)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 
 import structlog
 
 from trainwire.v1 import system_pb2
 from trainwire_server.execution.executor import Executor, Probe
+
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 class Devices:
@@ -20,9 +23,21 @@ class Devices:
         """torch's version and the devices; waits for the probe that began with the server."""
         return await asyncio.shield(self._probe)
 
-    async def has_gpu(self) -> bool:
-        """Whether there is a CUDA device."""
-        return any(device.name.startswith("cuda") for device in (await self.found()).devices)
+    async def names(self) -> list[str]:
+        """torch's names of the devices, the CPU first."""
+        return [device.name for device in (await self.found()).devices]
+
+
+def visible_devices(name: str) -> str:
+    """What CUDA_VISIBLE_DEVICES must be for a child process to see this device alone.
+
+    The names are positions among what the server sees, which may itself be a choice.
+    """
+    if not name.startswith("cuda:"):
+        return ""
+    index = name.removeprefix("cuda:")
+    chosen = os.environ.get(_VISIBLE)
+    return chosen.split(",")[int(index)].strip() if chosen else index
 
 
 async def _probe(executor: Executor) -> system_pb2.SystemInfo:

@@ -1,0 +1,89 @@
+"""How much memory a training takes, estimated before it starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from trainwire.v1 import training_pb2
+from trainwire_server.data.prepare import Prepared
+from trainwire_server.data.table import StoredTable
+from trainwire_server.training import bundle
+from trainwire_server.training.setup import EVALUATION_FACTOR, Setup
+
+_BASE_BYTES = 2**27
+"""What torch loads with the first optimizer and the first backward pass."""
+_PARAMETER_BYTES = 4 * 6
+"""Per parameter: itself, gradient, AdamW's two moments, best weights, and those as a file."""
+_ROW_BYTES = 8 * 16
+"""Per row while data is prepared: order, series, splits, labels, and copies of one column."""
+_BACKWARD_FACTOR = 1.5
+"""Gradients of activations come while the activations go."""
+
+
+def estimate_bytes(
+    request: training_pb2.TrainingRequest, prepared: Prepared, setup: Setup, table: Path
+) -> int:
+    """Peak memory of the run beyond that of an idle process, in bytes; right within a factor of 2.
+
+    The larger of two moments. Preparing: the stored columns that are read (memory-mapped), the
+    float32 matrix and some columns more. Training: the matrix, positions of samples, parameters,
+    gradients, optimizer state, best weights, and the activations of a batch. Activations are
+    measured: a forward pass of one window and one of two tell what one window more keeps for the
+    backward pass, which is taken times the batch size; evaluation keeps nothing, but its batches
+    are larger, and a layer's inputs and outputs are there together.
+
+    Args:
+        request: effective parameters (`contract.resolve`).
+        prepared: from `data.prepare`.
+        setup: from `set_up`; its weights stay as they are.
+        table: the dataset's Arrow file.
+    """
+    rows, matrix = len(prepared.features), prepared.features.nbytes
+    preparing = StoredTable(table).size_bytes(prepared.feature_columns) + _ROW_BYTES * rows
+    windows = len(setup.train) + len(setup.validation) + len(setup.test)
+    positions = 16 * windows + 40 * len(setup.balance.positions)
+    parameters = _PARAMETER_BYTES * bundle.count_parameters(setup.model)
+    batch = _batch_bytes(setup, request.trainer.batch_size)
+    return _BASE_BYTES + matrix + max(preparing, positions + parameters + batch)
+
+
+def _batch_bytes(setup: Setup, batch_size: int) -> int:
+    """Peak of one training step or one evaluation step."""
+    one, two = (_step_bytes(setup, count) for count in (1, 2))
+    steps = (min(batch_size, len(setup.balance.positions)), _evaluated(setup, batch_size))
+    sizes = [(b - a) * n + max(0, 2 * a - b) for a, b, n in zip(one, two, steps, strict=True)]
+    return max(sizes)
+
+
+def _evaluated(setup: Setup, batch_size: int) -> int:
+    return min(EVALUATION_FACTOR * batch_size, max(len(setup.validation), len(setup.test)))
+
+
+def _step_bytes(setup: Setup, count: int) -> tuple[int, int]:
+    """Bytes of a training step and of an evaluation step of so many windows."""
+    windows = setup.windows[setup.train.starts[:1].expand(count)]
+    saved: dict[int, int] = {}
+    layers: list[int] = []
+
+    def note_saved(tensor: Tensor) -> Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    def note_layer(_: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
+        made = output if isinstance(output, tuple) else (output,)
+        held = [tensor for tensor in (*inputs, *made) if isinstance(tensor, Tensor)]
+        layers.append(sum(tensor.nbytes for tensor in held))
+
+    hooks = [module.register_forward_hook(note_layer) for module in setup.model.modules()]
+    with saved_tensors_hooks(note_saved, lambda tensor: tensor), setup.autocast():
+        # Kept until the end: it holds the saved tensors, whose addresses must stay theirs.
+        logits = setup.model(windows)
+    for hook in hooks:
+        hook.remove()
+    for parameter in setup.model.parameters():
+        saved.pop(parameter.untyped_storage().data_ptr(), None)
+    training = round(_BACKWARD_FACTOR * sum(saved.values())) + logits.nbytes
+    return windows.nbytes + training, windows.nbytes + max(layers)

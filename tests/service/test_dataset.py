@@ -7,14 +7,16 @@ import io
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from trainwire.v1 import dataset_pb2, dataset_pb2_grpc
-from trainwire_client import TrainingClient
+from trainwire_client import InvalidRequestError, TrainingClient
 
 Refusal = Callable[[Callable[[], Any]], Any]
 Columns = Callable[..., dict[str, Any]]
@@ -232,3 +234,23 @@ def test_a_page_token_of_another_make_is_invalid(
     refused = refusal(lambda: stub.ListDatasets(dataset_pb2.ListDatasetsRequest(page_token="x")))
     assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
     assert set(refused.fields) == {"page_token"}
+
+
+def test_an_upload_that_takes_more_memory_than_allowed_is_refused(
+    start_server: Callable[..., Any], tmp_path: Path
+) -> None:
+    # One batch of zeros, compressed: a few kilobytes on the wire, 160 MB when it is read.
+    batch = pa.record_batch({"a": pa.array(np.zeros(20_000_000))})
+    file = tmp_path / "bomb.arrow"
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_file(file, batch.schema, options=options) as writer:
+        writer.write_batch(batch)
+    assert file.stat().st_size < 100_000
+    server = start_server("--ingest-memory-mb", "64")
+    with server.client() as client:
+        with pytest.raises(InvalidRequestError, match="memory"):
+            client.upload(file)
+        assert client.upload({"a": np.arange(1000.0)}).row_count == 1000
+    assert server.stop() == 0
+    with start_server().client() as client:
+        assert client.upload(file).row_count == 20_000_000

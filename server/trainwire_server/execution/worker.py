@@ -99,8 +99,7 @@ def _plan(connection: socket.socket, task: Plan) -> None:
 def _ingest(connection: socket.socket, task: Ingest) -> None:
     from trainwire_server.data import profile
 
-    # RLIMIT_DATA, not RLIMIT_AS: address space is not memory, and mapped files are not allocated.
-    resource.setrlimit(resource.RLIMIT_DATA, (task.memory_bytes, task.memory_bytes))
+    _limit_memory(task.memory_bytes)
     data_format = cast("dataset_pb2.DatasetFormat.ValueType", task.data_format)
     try:
         frames.send(connection, profile.ingest(task.source, task.table, data_format))
@@ -108,8 +107,19 @@ def _ingest(connection: socket.socket, task: Ingest) -> None:
         _refuse_upload(connection, error.message)
     except MemoryError:
         _refuse_upload(
-            connection, f"parsing it takes more than the {task.memory_bytes} bytes allowed"
+            connection, f"parsing it takes more memory than the {task.memory_bytes} bytes allowed"
         )
+
+
+def _limit_memory(more_bytes: int) -> None:
+    """Let this process allocate so much more than it has, and no more.
+
+    RLIMIT_DATA, not RLIMIT_AS: address space is not memory, and mapped files are not allocated.
+    """
+    with open("/proc/self/status", encoding="ascii") as lines:
+        data = next(line for line in lines if line.startswith("VmData:"))
+    limit = int(data.split()[1]) * 1024 + more_bytes
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
 def _refuse_upload(connection: socket.socket, message: str) -> None:

@@ -345,7 +345,10 @@ class TrainingClient:
                             yield event
                         if cursor.finished:
                             return
-                if cursor.nothing_follows(await self.get(cursor.job)):
+                # One try: whatever fails here is part of the outage that the cursor counts.
+                asked = training_pb2.GetTrainingRequest(name=cursor.job)
+                job = await self._trainings.GetTraining(asked, timeout=self._timeout)
+                if cursor.nothing_follows(job):
                     return
                 delay = cursor.delay_after_end()
             except grpc.RpcError as error:

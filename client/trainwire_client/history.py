@@ -47,6 +47,8 @@ class History:
             self.progress = event.progress
         elif kind == "warning":
             self.warnings.append(event.warning)
+        elif kind == "resumed":
+            self.progress = None
         elif kind is not None:  # a kind that only a newer server knows ends nothing
             self.end = event
 

@@ -153,12 +153,17 @@ def _cancelled(done: training_pb2.JobCancelled, event: training_pb2.TrainingEven
     yield f"{event.job} epochs={done.epochs_run} best_epoch={done.best_epoch}"
 
 
+def _resumed(resumed: training_pb2.JobResumed, event: training_pb2.TrainingEvent) -> Iterator[str]:
+    yield f"{event.job} attempt={event.attempt} after epoch={resumed.epoch}"
+
+
 _EVENT_LINES: dict[str, Callable[[Any, training_pb2.TrainingEvent], Iterator[str]]] = {
     "queued": _queued,
     "started": _started,
     "epoch": _epoch,
     "progress": _progress,
     "warning": _warning,
+    "resumed": _resumed,
     "succeeded": _succeeded,
     "failed": _failed,
     "cancelled": _cancelled,

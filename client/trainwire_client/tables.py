@@ -162,8 +162,9 @@ def _table(data: Any, pa: Any) -> Any:
 
 def _is_frame(data: Any, library: str) -> bool:
     """Whether it is a DataFrame of a library; who holds one has imported the library."""
-    module = sys.modules.get(library)
-    return module is not None and isinstance(data, module.DataFrame)
+    # Another thread may be importing it at this moment: then it is no DataFrame either.
+    frame = getattr(sys.modules.get(library), "DataFrame", None)
+    return frame is not None and isinstance(data, frame)
 
 
 def _table_of_arrays(columns: Mapping[Any, Any], pa: Any) -> Any:

@@ -68,6 +68,7 @@ _INTEGERS = {
 }
 _UNSIGNED = {FieldDescriptor.CPPTYPE_UINT32, FieldDescriptor.CPPTYPE_UINT64}
 _REALS = {FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT}
+_EMPTY = "is set but empty; leave it out"
 
 
 @dataclass(frozen=True)
@@ -301,6 +302,8 @@ def _broken_field(message: Message, field: FieldDescriptor, path: str) -> Iterat
 def _broken_map(field: FieldDescriptor, value: Any, path: str) -> Iterator[Violation]:
     yield from _too_many(field, value, path)
     limit = field_param(field).max_length
+    if "" in value:
+        yield Violation(path, f"a key {_EMPTY}")
     for key in sorted(value):
         if field_param(field).HasField("max_length") and max(len(key), len(value[key])) > limit:
             yield Violation(f"{path}.{key[:40]}", f"key and value take at most {limit} characters")
@@ -349,6 +352,8 @@ def _broken_string(param: options_pb2.Param, value: str, path: str) -> Iterator[
         yield Violation(path, f"required: {param.description}")
     elif param.HasField("max_length") and len(value) > param.max_length:
         yield Violation(path, f"{len(value)} characters; allowed: at most {param.max_length}")
+    elif param.pattern and not value and not re.fullmatch(param.pattern, ""):
+        yield Violation(path, _EMPTY)
     elif param.pattern and not re.fullmatch(param.pattern, value):
         yield Violation(path, f"{value[:80]!r} is not allowed; allowed: {param.pattern}")
 
@@ -744,7 +749,7 @@ def _parsers(field: FieldDescriptor) -> Any:
         return lambda text: {"true": True, "false": False}[text.lower()]
     if field.cpp_type in _INTEGERS:
         return lambda text: _parse_integer(field, text)
-    return float if field.cpp_type in _REALS else _parse_string
+    return _parse_real if field.cpp_type in _REALS else _parse_string
 
 
 def _parse_string(text: str) -> str:
@@ -755,7 +760,7 @@ def _parse_string(text: str) -> str:
 
 def _parse_integer(field: FieldDescriptor, text: str) -> int:
     """Refuses what the field cannot hold; what the contract forbids is left to `violations`."""
-    value = int(text)
+    value = int(_number_text(text))
     signed = field.cpp_type in (FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_INT64)
     wide = field.cpp_type in (FieldDescriptor.CPPTYPE_INT64, FieldDescriptor.CPPTYPE_UINT64)
     bits = 64 if wide else 32
@@ -763,6 +768,18 @@ def _parse_integer(field: FieldDescriptor, text: str) -> int:
     if not low <= value < high:
         raise ValueError(text)
     return value
+
+
+def _parse_real(text: str) -> float:
+    return float(_number_text(text))
+
+
+def _number_text(text: str) -> str:
+    """Refuses what Python alone takes for part of a number: `1_0`, digits of other scripts, spaces
+    around it."""
+    if not text.isascii() or "_" in text or text != text.strip():
+        raise ValueError(text)
+    return text
 
 
 def _parse_enum(enum: EnumDescriptor, text: str) -> int:

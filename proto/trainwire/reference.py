@@ -250,9 +250,9 @@ def _field_schema(field: FieldDescriptor) -> dict[str, Any]:
 
 def _map_schema(param: options_pb2.Param) -> dict[str, Any]:
     text = {"type": "string", **_limit("maxLength", param, "max_length")}
-    names = {"propertyNames": {"maxLength": param.max_length}} if "maxLength" in text else {}
+    names = {"minLength": 1, **_limit("maxLength", param, "max_length")}
     count = _limit("maxProperties", param, "max_items")
-    return {"type": "object", "additionalProperties": text, **names, **count}
+    return {"type": "object", "additionalProperties": text, "propertyNames": names, **count}
 
 
 def _list_schema(field: FieldDescriptor) -> dict[str, Any]:
@@ -375,9 +375,14 @@ def _other_requests() -> list[tuple[Descriptor, str]]:
 
 
 def main(arguments: list[str]) -> None:
-    """Write both files into the folder named by the only argument."""
-    if len(arguments) != 1:
-        sys.exit("usage: python -m trainwire.reference FOLDER")
+    """Write both files into the folder named by the only argument.
+
+    Raises:
+        SystemExit: status 2, there is another number of arguments, or an option in its place.
+    """
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        sys.stderr.write("usage: python -m trainwire.reference FOLDER\n")
+        sys.exit(2)
     folder = Path(arguments[0])
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in zip(FILES, (markdown(), json_text()), strict=True):

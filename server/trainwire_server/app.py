@@ -100,7 +100,16 @@ async def _serve(settings: Settings, catalog: Catalog, store: Store) -> None:
     executor = LocalExecutor()
     devices = Devices(executor)
     slots = Slots(settings.max_concurrent_jobs, settings.jobs_per_device)
-    manager = Manager(store, catalog, executor, devices, slots, settings.threads, settings.grace)
+    manager = Manager(
+        store,
+        catalog,
+        executor,
+        devices,
+        slots,
+        threads=settings.threads,
+        grace=settings.grace,
+        max_attempts=settings.max_attempts,
+    )
     training_pb2_grpc.add_TrainingServiceServicer_to_server(TrainingService(manager), server)
     memory = settings.ingest_memory_mb * 2**20
     dataset_pb2_grpc.add_DatasetServiceServicer_to_server(

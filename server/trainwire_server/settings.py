@@ -23,6 +23,7 @@ class Settings:
         jobs_per_device: jobs that may train at the same time on one GPU.
         threads: threads a training process computes with; the cores divided by
             `max_concurrent_jobs` if it was not said.
+        max_attempts: training processes a job may lose in a row without finishing an epoch.
         ingest_memory_mb: MiB that parsing an upload may allocate.
         grace: seconds that running calls and a cancelled training get to end by themselves.
         log_format: "console", "json", or "auto" (console on a terminal).
@@ -34,6 +35,7 @@ class Settings:
     max_concurrent_jobs: int
     jobs_per_device: int
     threads: int
+    max_attempts: int
     ingest_memory_mb: int
     grace: float
     log_format: str
@@ -67,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-concurrent-jobs", type=_count, default=1, help="jobs that train at the same time")
     add("--jobs-per-device", type=_count, default=1, help="jobs at the same time on one GPU")
     add("--threads", type=_count, help="threads of a job; cores / max-concurrent-jobs if not said")
+    add("--max-attempts", type=_count, default=3, help="processes lost in a row before a job fails")
     add("--ingest-memory-mb", type=_count, default=4096, help="MiB that parsing an upload may take")
     add("--grace", type=_seconds, default=10.0, help="seconds calls and cancelled jobs get to end")
     add("--log-format", type=_one_of(*_FORMATS), default="auto", help=", ".join(_FORMATS))

@@ -34,7 +34,7 @@ Handler = Callable[[Any, grpc.ServicerContext], Any]
 
 NEWER = 90
 """Number of everything that the newer contract adds."""
-NEWER_VERSION = "0.2.0"
+NEWER_VERSION = "1000.0.0"
 FIELD = descriptor_pb2.FieldDescriptorProto
 KNOB = f"trainer.{NEWER}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import select
@@ -19,8 +20,10 @@ import grpc
 import pytest
 import safetensors.numpy
 
-from trainwire.v1 import training_pb2, training_pb2_grpc
+from trainwire.v1 import dataset_pb2, training_pb2, training_pb2_grpc
 from trainwire_client import TrainingClient
+from trainwire_server.jobs import job as jobs
+from trainwire_server.jobs.store import Store
 
 RequestFor = Callable[..., training_pb2.TrainingRequest]
 StartServer = Callable[..., Any]
@@ -66,26 +69,69 @@ def stub(channel: grpc.Channel) -> training_pb2_grpc.TrainingServiceStub:
 # ------------------------------------------------------------------------ workers
 
 
-def test_a_killed_worker_fails_its_job_alone(
-    server: Any,
-    client: TrainingClient,
-    request_for: RequestFor,
-    endless_job: training_pb2.TrainingJob,
+def epochs_of(events: list[training_pb2.TrainingEvent]) -> list[int]:
+    return [event.epoch.epoch for event in events if event.HasField("epoch")]
+
+
+def weights_of(client: TrainingClient, model: str, folder: Path) -> bytes:
+    return (client.download(model, folder) / "model.safetensors").read_bytes()
+
+
+def test_a_job_whose_worker_is_killed_ends_as_if_nothing_had_happened(
+    server: Any, client: TrainingClient, request_for: RequestFor, tmp_path: Path
 ) -> None:
+    request = request_for(epochs=60, early_stopping_patience=0)
+    undisturbed = client.wait(client.submit(request))
+    job = client.submit(request)
     waiting = client.submit(request_for())
-    (worker,) = server.children()
-    os.kill(worker, signal.SIGKILL)
-    *_, last = events = stored(client.watch(endless_job))
-    failure, job = last.failed.failure, client.get(endless_job)
-    assert failure.reason == training_pb2.FAILURE_REASON_WORKER_LOST
-    assert "killed by signal 9" in failure.message
-    assert "submit the job again" in failure.message
-    assert "trainer.batch_size" in failure.message
-    assert (job.state, job.failure) == (training_pb2.JOB_STATE_FAILED, failure)
-    assert job.last_sequence == last.sequence == len(events)
-    assert job.model == ""
+    kills = 0
+    events = []
+    for event in client.watch(job):
+        events += [event] if event.sequence else []
+        # Twice, some epochs after the start and after the first recovery.
+        if event.HasField("epoch") and event.epoch.epoch in (5, 25) and kills < 2:
+            os.kill(server.children()[0], signal.SIGKILL)
+            kills += 1
+    assert kinds(events).count("resumed") == 2
+    assert [event.attempt for event in events if event.HasField("resumed")] == [2, 3]
+    # From checkpoints, not from the start: at most the two newest epochs are run again.
+    first, second = (event.resumed.epoch for event in events if event.HasField("resumed"))
+    assert (first >= 3, second >= 23) == (True, True)
+    assert epochs_of(events) == list(range(1, 61))
+    assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+    assert kinds(events)[-1] == "succeeded"
+    assert events[-1].succeeded.test == client.model(undisturbed.model).test
+    finished = client.get(job)
+    assert finished.attempt == 3
+    disturbed = weights_of(client, finished.model, tmp_path / "disturbed")
+    assert disturbed == weights_of(client, undisturbed.model, tmp_path / "undisturbed")
     assert client.wait(waiting).state == training_pb2.JOB_STATE_SUCCEEDED
     assert client.info().running_jobs == 0
+
+
+def test_a_job_that_loses_process_after_process_fails_alone(
+    start_server: StartServer, columns: Callable[..., dict[str, Any]], small: RequestFor
+) -> None:
+    server = start_server()
+    with server.client() as client:
+        # An epoch of seconds: every process is lost in its first one.
+        long = small(client.upload(columns(60_000)).name, batch_size=4)
+        job = client.submit(long)
+        waiting = client.submit(small(client.upload(columns()).name))
+        events = []
+        for event in client.watch(job):
+            events += [event] if event.sequence else []
+            if event.HasField("started") or event.HasField("resumed"):
+                os.kill(server.children()[0], signal.SIGKILL)
+        assert kinds(events) == ["queued", "started", "resumed", "resumed", "failed"]
+        assert [event.resumed.epoch for event in events[2:4]] == [0, 0]
+        failure = events[-1].failed.failure
+        assert failure.reason == training_pb2.FAILURE_REASON_WORKER_LOST
+        assert failure.message.startswith("3 training processes in a row were lost")
+        assert "killed by signal 9" in failure.message
+        assert "trainer.batch_size" in failure.message
+        assert client.get(job).failure == failure
+        assert client.wait(waiting).state == training_pb2.JOB_STATE_SUCCEEDED
 
 
 # ------------------------------------------------------------------------ cancel
@@ -250,6 +296,9 @@ def test_a_server_that_ends_loses_nothing(
 
         second = start_server(listen=first.address)
         assert second.address == first.address
+        seen = epochs_of(stored_so_far(client, running))[-1]
+        next(e for e in client.watch(running) if e.HasField("epoch") and e.epoch.epoch > seen)
+        client.cancel(running)
         assert client.wait(queued[1]).progress.epoch == 3
         watched_running, watched_queued = (watch.result(30) for watch in watches)
 
@@ -261,23 +310,35 @@ def test_a_server_that_ends_loses_nothing(
         for file in client.download(model, tmp_path / "after").iterdir():
             assert file.read_bytes() == (bundle / file.name).read_bytes()
 
-        interrupted = client.get(running)
-        assert interrupted.state == training_pb2.JOB_STATE_FAILED
-        assert interrupted.failure.reason == training_pb2.FAILURE_REASON_INTERRUPTED
-        assert "submit it again" in interrupted.failure.message
+        resumed = client.get(running)
+        assert resumed.state == training_pb2.JOB_STATE_CANCELLED
+        assert resumed.attempt == 2
         assert watched_running == stored(client.watch(running))
-        assert watched_running[-1].failed.failure == interrupted.failure
-        terminal = ("succeeded", "failed", "cancelled")
-        assert sum(kind in terminal for kind in kinds(watched_running)) == 1
+        assert kinds(watched_running).count("started") == 1
+        assert kinds(watched_running).count("resumed") == 1
+        assert kinds(watched_running)[-1] == "cancelled"
         assert [event.sequence for event in watched_running] == list(
-            range(1, interrupted.last_sequence + 1)
+            range(1, resumed.last_sequence + 1)
         )
-        assert interrupted.progress.epoch == kinds(watched_running).count("epoch") > 0
+        assert epochs_of(watched_running) == list(range(1, resumed.progress.epoch + 1))
 
         assert kinds(watched_queued) == ["queued", "started", "epoch", "epoch", "succeeded"]
         assert [event.sequence for event in watched_queued] == [1, 2, 3, 4, 5]
         assert watched_queued == stored(client.watch(queued[0]))
         assert client.info().queued_jobs == 0
+
+
+def stored_so_far(
+    client: TrainingClient, job: training_pb2.TrainingJob
+) -> list[training_pb2.TrainingEvent]:
+    """The log as it is now; the job goes on."""
+    last = client.get(job).last_sequence
+    events = []
+    for event in client.watch(job):
+        events += [event] if event.sequence else []
+        if event.sequence == last:
+            break
+    return events
 
 
 def test_a_waiting_job_of_a_newer_server_is_not_trained_on_half_of_its_request(
@@ -344,3 +405,53 @@ def test_a_second_server_on_the_port_is_refused(
     assert f"trainwire-server: cannot listen on {server.address}" in said
     assert "Traceback" not in said
     assert client.info().executor == "local"
+
+
+def test_a_job_can_be_cancelled_after_the_fork_server_has_died(
+    start_server: StartServer, columns: Callable[..., dict[str, Any]], small: RequestFor
+) -> None:
+    server = start_server("--grace", "2")
+    with server.client() as client:
+        dataset = client.upload(columns())
+        job = client.submit(small(dataset.name, epochs=100_000, early_stopping_patience=0))
+        first_epoch(client, job)
+        (worker,) = server.children()
+        for helper in server.helpers():
+            os.kill(helper, signal.SIGKILL)
+        client.cancel(job)
+        assert kinds(stored(client.watch(job)))[-1] == "cancelled"
+        assert wait_for_exit([worker], 0) == []
+        # A new fork server is started for the next one.
+        request = small(dataset.name)
+        assert client.wait(client.submit(request)).state == training_pb2.JOB_STATE_SUCCEEDED
+
+
+def test_a_long_log_is_sent_to_its_end(start_server: StartServer, tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    data_dir.mkdir()
+    job = asyncio.run(write_long_log(data_dir / "trainwire.db", epochs=700))
+    with start_server(data_dir=data_dir).channel() as channel:
+        service = training_pb2_grpc.TrainingServiceStub(channel)
+        for after in (0, 188, 700):
+            request = training_pb2.WatchTrainingRequest(name=job.name, after_sequence=after)
+            events = list(service.WatchTraining(request))
+            assert [event.sequence for event in events] == list(range(after + 1, 703))
+            assert kinds(events)[-1] == "cancelled"
+
+
+async def write_long_log(database: Path, epochs: int) -> training_pb2.TrainingJob:
+    """A finished job with so many epochs, as a server would have stored it."""
+    request = training_pb2.TrainingRequest(dataset="datasets/d")
+    request.data.column.name = "y"
+    store = Store(database)
+    job = jobs.new_job(request, dataset_pb2.Dataset(sha256="d"), jobs.now())
+    job, queued = jobs.apply(job, jobs.first_events(request, 1)[0], jobs.now())
+    await store.create_job(job, request, [queued])
+    for number in range(1, epochs + 1):
+        done = training_pb2.EpochCompleted(epoch=number, epochs=epochs)
+        job, event = jobs.apply(job, training_pb2.TrainingEvent(epoch=done), jobs.now())
+        await store.save(job, event)
+    job, event = jobs.apply(job, jobs.cancelled(job), jobs.now())
+    await store.save(job, event)
+    await store.close()
+    return job

@@ -7,6 +7,7 @@ import io
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -254,3 +255,14 @@ def test_an_upload_that_takes_more_memory_than_allowed_is_refused(
     assert server.stop() == 0
     with start_server().client() as client:
         assert client.upload(file).row_count == 20_000_000
+
+
+def test_the_same_file_may_be_uploaded_by_many_at_once(
+    client: TrainingClient, columns: Callable[..., Any]
+) -> None:
+    for seed in (501, 502, 503):
+        data = columns(20_000, seed=seed)
+        with ThreadPoolExecutor(4) as pool:
+            stored = list(pool.map(lambda _: client.upload(data), range(4)))  # noqa: B023
+        assert len({dataset.name for dataset in stored}) == 1
+        assert all(dataset == stored[0] for dataset in stored)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import base64
+import string
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 import grpc
+import numpy as np
 import pytest
 from google.protobuf.descriptor import MethodDescriptor
+from google.rpc import error_details_pb2, status_pb2
 
-from trainwire.v1 import dataset_pb2, model_pb2, system_pb2, training_pb2
+from trainwire import contract
+from trainwire.v1 import dataset_pb2, model_pb2, system_pb2, training_pb2, training_pb2_grpc
 from trainwire_client import TrainingClient
+from trainwire_client import errors as client_errors
 from trainwire_server import errors
 from trainwire_server.service.status import CODES, to_status
 
@@ -236,3 +243,111 @@ def test_every_request_error_has_a_reason_of_its_own(kind: type[errors.RequestEr
     assert status.code == CODES[kind].value[0]
     assert status.message == "what was wrong"
     assert [other for other in CODES if other.reason == kind.reason] == [kind]
+
+
+# ------------------------------------------------------------------------ more than fits
+
+METADATA_BYTES = 7 * 1024
+"""What a status may take on the wire; beyond 8 KiB gRPC drops the call with another status."""
+PRINTABLE = (string.punctuation + " ").replace("%", "")
+
+
+def listed(violations: list[contract.Violation]) -> tuple[int, int]:
+    """How many violations a status lists, and how many it says that it leaves out."""
+    *shown, rest = violations
+    assert all(len(violation.description.encode()) <= 503 for violation in shown)
+    assert not any(violation.field == "(more)" for violation in shown)
+    assert rest.field == "(more)"
+    return len(shown), int(rest.description.split()[0])
+
+
+def check_refusal_of(
+    request: training_pb2.TrainingRequest, count: int, client: TrainingClient, channel: grpc.Channel
+) -> None:
+    """Both the client and a bare stub learn what they can of `count` violations."""
+    stub = training_pb2_grpc.TrainingServiceStub(channel)
+    with pytest.raises(grpc.RpcError) as raw:
+        stub.SubmitTraining(request, timeout=10)
+    assert raw.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert 0 < int(str(raw.value.details()).rpartition("; and ")[2].split()[0]) < count
+    with pytest.raises(client_errors.DatasetUnsuitableError) as refused:
+        client.submit(request)
+    kept, left_out = listed(list(refused.value.violations))
+    assert kept >= 3
+    assert kept + left_out == count
+
+
+def test_missing_columns_by_the_hundred_reach_the_caller(
+    request_for: Callable[..., training_pb2.TrainingRequest],
+    client: TrainingClient,
+    channel: grpc.Channel,
+) -> None:
+    request = request_for()
+    names = [f"цена закрытия {'é' * 20} {i}" for i in range(400)]
+    request.data.windows.feature_columns[:] = names
+    check_refusal_of(request, 400, client, channel)
+
+
+def test_columns_with_nan_by_the_dozen_reach_the_caller(
+    columns: Callable[..., dict[str, Any]],
+    small: Callable[..., training_pb2.TrainingRequest],
+    client: TrainingClient,
+    channel: grpc.Channel,
+) -> None:
+    broken = {f"column_{i}_with_a_hole": np.full(400, np.nan) for i in range(60)}
+    request = small(client.upload({**columns(), **broken}).name)
+    request.data.windows.feature_columns[:] = list(broken)
+    check_refusal_of(request, 60, client, channel)
+
+
+def test_what_breaks_the_contract_by_the_hundred_reaches_the_caller(
+    channel: grpc.Channel,
+) -> None:
+    request = unknown_dataset()
+    request.data.windows.feature_columns[:] = ["same"] * 500
+    with pytest.raises(grpc.RpcError) as refused:
+        training_pb2_grpc.TrainingServiceStub(channel).SubmitTraining(request, timeout=10)
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "data.windows.feature_columns[1]: 'same' is there twice" in str(refused.value.details())
+
+
+def wire_bytes(status: status_pb2.Status) -> int:
+    """What a status takes as grpc-message (percent-encoded) and in base64."""
+    message = quote(status.message, safe=PRINTABLE)
+    return len(message) + len(base64.b64encode(status.SerializeToString()))
+
+
+def bad_request_of(status: status_pb2.Status) -> list[contract.Violation]:
+    bad = error_details_pb2.BadRequest()
+    assert status.details[-1].Unpack(bad)
+    return [contract.Violation(v.field, v.description) for v in bad.field_violations]
+
+
+@pytest.mark.parametrize("text", ["ascii ", "é", "%", "漢", "\n"])
+@pytest.mark.parametrize("length", [1, 40, 3_000])
+@pytest.mark.parametrize("prefix", ["", "datasets/d cannot be trained on: "])
+def test_no_status_is_too_large(text: str, length: int, prefix: str) -> None:
+    found = tuple(contract.Violation(f"path.of.it[{i}]", text * length) for i in range(2_000))
+    status = to_status(errors.InvalidRequest(prefix + "; ".join(map(str, found)), found))
+    assert wire_bytes(status) <= METADATA_BYTES
+    assert status.message.startswith(f"{prefix}path.of.it[0]: {text}")
+    shown = status.message.count("path.of.it")
+    assert status.message.endswith(f"; and {2_000 - shown} more")
+    kept, left_out = listed(bad_request_of(status))
+    assert kept > 0
+    assert kept + left_out == 2_000
+
+
+def test_a_long_message_without_fields_is_cut() -> None:
+    status = to_status(errors.BrokenUpload("漢" * 9_000))
+    assert wire_bytes(status) <= METADATA_BYTES
+    assert status.message.startswith("漢" * 100)
+    assert status.message.endswith("...")
+
+
+def test_what_fits_is_all_there() -> None:
+    found = tuple(contract.Violation(f"field_{i}", "is wrong") for i in range(20))
+    listing = "; ".join(map(str, found))
+    status = to_status(errors.InvalidRequest(listing, found))
+    assert status.message == listing
+    assert bad_request_of(status) == list(found)

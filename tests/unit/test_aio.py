@@ -183,6 +183,20 @@ async def test_a_stream_that_ends_without_a_terminal_event_is_not_the_end() -> N
 
 
 @asynchronous
+async def test_an_outage_after_the_end_of_a_stream_is_one_of_the_watch() -> None:
+    """`reconnect_for` limits it, not the `retry_for` of single calls."""
+    unavailable = refuse(grpc.StatusCode.UNAVAILABLE)
+    server = FaultyServer(log(1), unavailable, unavailable, log(2, end="succeeded"))
+    assert await watched(server, retry_for=0) == [1, 2]
+    assert [type(request).__name__ for request in server.requests] == [
+        "WatchTrainingRequest",
+        "GetTrainingRequest",
+        "WatchTrainingRequest",
+        "WatchTrainingRequest",
+    ]
+
+
+@asynchronous
 async def test_a_job_whose_terminal_event_was_seen_before_has_nothing_to_watch() -> None:
     done = training_pb2.TrainingJob(state=training_pb2.JOB_STATE_SUCCEEDED, last_sequence=4)
     assert await watched(FaultyServer([], done), after=4) == []

@@ -340,6 +340,27 @@ def test_a_stream_that_ends_without_a_terminal_event_is_not_the_end() -> None:
     assert server.requests[2].after_sequence == 1
 
 
+def test_an_outage_after_the_end_of_a_stream_is_one_of_the_watch() -> None:
+    """`reconnect_for` limits it, not the `retry_for` of single calls."""
+    server = FaultyServer(
+        lambda *_: iter(_events(1)),
+        _fail(grpc.StatusCode.UNAVAILABLE),
+        _then_fail(grpc.StatusCode.UNAVAILABLE, []),
+        lambda *_: iter(_events(2, terminal=True)),
+    )
+    with (
+        _serve(server),
+        TrainingClient(server.address, backoff=FAST, retry_for=0, reconnect_for=5) as client,
+    ):
+        assert [event.sequence for event in client.watch(JOB)] == [1, 2]
+    assert [type(request).__name__ for request in server.requests] == [
+        "WatchTrainingRequest",
+        "GetTrainingRequest",
+        "WatchTrainingRequest",
+        "WatchTrainingRequest",
+    ]
+
+
 def test_a_job_whose_terminal_event_was_seen_before_has_nothing_to_watch() -> None:
     done = _job(training_pb2.JOB_STATE_SUCCEEDED, last_sequence=4)
     assert _watched(FaultyServer(lambda *_: iter([]), done), after=4) == []

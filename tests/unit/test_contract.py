@@ -212,8 +212,8 @@ def fill_leaf(draw: st.DrawFn, message: Message, field: FieldDescriptor) -> None
     if not options(field).required and not draw(st.booleans()):
         return
     if field.message_type is not None:
-        texts = st.text("abc.é ", max_size=5)
-        put(message, field.name, draw(st.dictionaries(texts, texts, max_size=3)))
+        keys, texts = (st.text("abc.é ", min_size=shortest, max_size=5) for shortest in (1, 0))
+        put(message, field.name, draw(st.dictionaries(keys, texts, max_size=3)))
     elif not field.has_presence:
         put(message, field.name, draw(st.lists(values(field), max_size=3, unique=True)))
     else:
@@ -580,6 +580,27 @@ def test_maps_have_a_size_and_lengths() -> None:
     assert fields(with_value("labels", {"k": "v" * 129})) == ["labels.k"]
     (found,) = contract.violations(with_value("labels", {"k" * 129: "v"}))
     assert found.field.startswith("labels.kkk")
+    (found,) = contract.violations(with_value("labels", {"": "v", "k": ""}))
+    assert found == contract.Violation("labels", "a key is set but empty; leave it out")
+
+
+@pytest.mark.parametrize("name", ["time_column", "group_column"])
+def test_a_column_name_that_is_set_but_empty_is_refused(name: str) -> None:
+    path = f"data.windows.{name}"
+    (found,) = contract.violations(with_value(path, ""))
+    assert found == contract.Violation(path, "is set but empty; leave it out")
+    assert fields(with_value(path, "\n two\nlines ")) == []
+
+
+def test_an_empty_name_among_the_features_is_refused() -> None:
+    path = "data.windows.feature_columns"
+    (found,) = contract.violations(with_value(path, ["a", ""]))
+    assert found == contract.Violation(f"{path}[1]", "is set but empty; leave it out")
+
+
+def test_what_may_be_empty() -> None:
+    assert fields(with_value("display_name", "")) == []
+    assert contract.violations(training_pb2.ListTrainingsRequest(page_token="")) == []
 
 
 # ------------------------------------------------------------------------ resolve
@@ -853,6 +874,16 @@ def test_bad_text_is_refused_with_path_and_what_is_allowed(parameter: Parameter)
         assert repr(text) in found.description
         assert all(word in found.description for word in words)
         assert request == sound(parameter.path)
+
+
+@each(NUMERIC)
+def test_numbers_are_written_in_ascii_digits_alone(parameter: Parameter) -> None:
+    for text in ("1_0", "1 ", " 1", "1\n", "\u0661", "\uff11", "\u0661.5"):
+        with pytest.raises(contract.ContractError) as error:
+            contract.assign(sound(parameter.path), parameter.path, text)
+        (found,) = error.value.violations
+        assert repr(text) in found.description
+        assert contract.range_text(parameter.field) in found.description
 
 
 def test_lists_and_maps_from_text() -> None:

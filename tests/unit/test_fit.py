@@ -126,7 +126,7 @@ def test_collapse_is_told_when_it_begins(run: Run, make_request: MakeRequest) ->
     shares = [max(m.predicted_share for m in e.validation.classes) for e in epochs_of(events)]
     assert min(shares) > 0.9
     assert kinds(events).count("warning") == 1
-    assert kinds(events)[:3] == ["started", "epoch", "warning"]
+    assert kinds(events)[:3] == ["started", "warning", "epoch"]
     warning = next(event.warning for event in events if event.HasField("warning"))
     assert warning.reason == training_pb2.WARNING_REASON_PREDICTION_COLLAPSE
 

@@ -111,6 +111,10 @@ def _drop(path: str) -> Callable[[dict[str, Any]], None]:
         _set("balancing.use_oversampling", 1),
         _set("model.hybrid_cnn_lstm.conv_blocks", 17),
         _set("data.windows.feature_columns", ["a", "a"]),
+        _set("data.windows.feature_columns", [""]),
+        _set("data.windows.time_column", ""),
+        _set("data.windows.group_column", ""),
+        _set("labels.", "x"),
         _set("labels.key", "x" * 129),
         _set("labels." + "k" * 129, "x"),
         _set("display_name", "x" * 201),
@@ -153,9 +157,19 @@ def test_the_command_writes_both_files(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "contract.schema.json").read_text()) == SCHEMA
 
 
-def test_the_command_says_how_to_use_it() -> None:
-    with pytest.raises(SystemExit, match="usage"):
-        reference.main([])
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["-"], [], ["a", "b"]])
+def test_the_command_takes_one_folder(
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as refused:
+        reference.main(arguments)
+    assert refused.value.code == 2
+    assert capsys.readouterr().err == "usage: python -m trainwire.reference FOLDER\n"
+    assert not list(tmp_path.iterdir())
 
 
 def test_output_does_not_depend_on_hashing() -> None:

@@ -126,6 +126,10 @@ WARNING = training_pb2.JobWarning(
             ["failed INVALID_DATA: NaN in row 3", "failed data.windows: has NaN"],
         ),
         (
+            _event(resumed=training_pb2.JobResumed(epoch=3)),
+            ["resumed jobs/one attempt=0 after epoch=3"],
+        ),
+        (
             _event(cancelled=training_pb2.JobCancelled(epochs_run=4, best_epoch=2)),
             ["cancelled jobs/one epochs=4 best_epoch=2"],
         ),

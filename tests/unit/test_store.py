@@ -101,12 +101,30 @@ def test_jobs_are_listed_by_their_last_change_in_pages(tmp_path: Path) -> None:
     run(tmp_path, work)
 
 
+def test_a_page_ends_before_it_is_too_large_for_a_message(tmp_path: Path) -> None:
+    sizes = [1_000, 2_900_000, 1_000, 3_500_000, 1_000, 1_400_000, 1_400_000, 1_400_000]
+
+    async def work(store: Store) -> None:
+        for number, size in enumerate(sizes):
+            model = model_pb2.Model(name=f"models/{number}", class_names=["c" * size])
+            _, job = new_job()
+            await store.save(job, model=model)
+        pages: list[list[str]] = []
+        following: int | None = None
+        while following is not None or not pages:
+            page, following = await store.models(following, 1000)
+            pages.append([model.name.removeprefix("models/") for model in page])
+        assert pages == [["7", "6"], ["5", "4"], ["3"], ["2", "1", "0"]]
+
+    run(tmp_path, work)
+
+
 def test_the_queue_keeps_the_order_of_submission(tmp_path: Path) -> None:
     async def work(store: Store) -> None:
         made = [await create(store) for _ in range(3)]
         await store.save(jobs.begin(made[0], jobs.now()))
         await store.save(made[1])
-        queued = await store.jobs_in_state(training_pb2.JOB_STATE_QUEUED)
+        queued = await store.jobs_in_states(training_pb2.JOB_STATE_QUEUED)
         assert [job.name for job in queued] == [made[1].name, made[2].name]
 
     run(tmp_path, work)

@@ -239,9 +239,11 @@ class _FailureReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._
     FAILURE_REASON_INTERNAL: _FailureReason.ValueType  # 1
     """A fault of the server; its log has the details."""
     FAILURE_REASON_WORKER_LOST: _FailureReason.ValueType  # 2
-    """The training process died (killed, or crashed)."""
+    """Training processes died (killed, or crashed), one after the other, without finishing an epoch."""
     FAILURE_REASON_INTERRUPTED: _FailureReason.ValueType  # 3
-    """The server was stopped while the job was training."""
+    """The server was stopped while the job was training. Servers from contract 0.2.0 on resume such
+    jobs instead.
+    """
     FAILURE_REASON_OUT_OF_MEMORY: _FailureReason.ValueType  # 4
     """Host or GPU memory ran out."""
     FAILURE_REASON_NON_FINITE_LOSS: _FailureReason.ValueType  # 5
@@ -270,9 +272,11 @@ FAILURE_REASON_UNSPECIFIED: FailureReason.ValueType  # 0
 FAILURE_REASON_INTERNAL: FailureReason.ValueType  # 1
 """A fault of the server; its log has the details."""
 FAILURE_REASON_WORKER_LOST: FailureReason.ValueType  # 2
-"""The training process died (killed, or crashed)."""
+"""Training processes died (killed, or crashed), one after the other, without finishing an epoch."""
 FAILURE_REASON_INTERRUPTED: FailureReason.ValueType  # 3
-"""The server was stopped while the job was training."""
+"""The server was stopped while the job was training. Servers from contract 0.2.0 on resume such
+jobs instead.
+"""
 FAILURE_REASON_OUT_OF_MEMORY: FailureReason.ValueType  # 4
 """Host or GPU memory ran out."""
 FAILURE_REASON_NON_FINITE_LOSS: FailureReason.ValueType  # 5
@@ -1267,6 +1271,7 @@ class TrainingEvent(google.protobuf.message.Message):
     EPOCH_FIELD_NUMBER: builtins.int
     PROGRESS_FIELD_NUMBER: builtins.int
     WARNING_FIELD_NUMBER: builtins.int
+    RESUMED_FIELD_NUMBER: builtins.int
     SUCCEEDED_FIELD_NUMBER: builtins.int
     FAILED_FIELD_NUMBER: builtins.int
     CANCELLED_FIELD_NUMBER: builtins.int
@@ -1301,6 +1306,10 @@ class TrainingEvent(google.protobuf.message.Message):
         """Something to know; the job goes on."""
 
     @property
+    def resumed(self) -> global___JobResumed:
+        """A new training process takes over from one that is gone."""
+
+    @property
     def succeeded(self) -> global___JobSucceeded:
         """The job is done and its model stored. Terminal."""
 
@@ -1324,13 +1333,14 @@ class TrainingEvent(google.protobuf.message.Message):
         epoch: global___EpochCompleted | None = ...,
         progress: global___EpochProgress | None = ...,
         warning: global___JobWarning | None = ...,
+        resumed: global___JobResumed | None = ...,
         succeeded: global___JobSucceeded | None = ...,
         failed: global___JobFailed | None = ...,
         cancelled: global___JobCancelled | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["cancelled", b"cancelled", "epoch", b"epoch", "event", b"event", "failed", b"failed", "progress", b"progress", "queued", b"queued", "started", b"started", "succeeded", b"succeeded", "time", b"time", "warning", b"warning"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "cancelled", b"cancelled", "epoch", b"epoch", "event", b"event", "failed", b"failed", "job", b"job", "progress", b"progress", "queued", b"queued", "sequence", b"sequence", "started", b"started", "succeeded", b"succeeded", "time", b"time", "warning", b"warning"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["queued", "started", "epoch", "progress", "warning", "succeeded", "failed", "cancelled"] | None: ...
+    def HasField(self, field_name: typing.Literal["cancelled", b"cancelled", "epoch", b"epoch", "event", b"event", "failed", b"failed", "progress", b"progress", "queued", b"queued", "resumed", b"resumed", "started", b"started", "succeeded", b"succeeded", "time", b"time", "warning", b"warning"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "cancelled", b"cancelled", "epoch", b"epoch", "event", b"event", "failed", b"failed", "job", b"job", "progress", b"progress", "queued", b"queued", "resumed", b"resumed", "sequence", b"sequence", "started", b"started", "succeeded", b"succeeded", "time", b"time", "warning", b"warning"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["queued", "started", "epoch", "progress", "warning", "resumed", "succeeded", "failed", "cancelled"] | None: ...
 
 global___TrainingEvent = TrainingEvent
 
@@ -1675,6 +1685,26 @@ class JobWarning(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["field", b"field", "message", b"message", "reason", b"reason"]) -> None: ...
 
 global___JobWarning = JobWarning
+
+@typing.final
+class JobResumed(google.protobuf.message.Message):
+    """A new training process takes over from one that is gone; `TrainingEvent.attempt` counts them. The
+    outcome is, bit for bit, that of an undisturbed run.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: builtins.int
+    epoch: builtins.int
+    """Epochs that need not be run again; 0 if there was no checkpoint yet."""
+    def __init__(
+        self,
+        *,
+        epoch: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["epoch", b"epoch"]) -> None: ...
+
+global___JobResumed = JobResumed
 
 @typing.final
 class JobSucceeded(google.protobuf.message.Message):

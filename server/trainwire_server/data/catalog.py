@@ -11,6 +11,7 @@ uploads/               uploads under way; emptied at start
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -73,21 +74,26 @@ class Catalog:
         return Upload(Path(tempfile.mkdtemp(dir=self.root / "uploads")), size_bytes, sha256)
 
     def keep_upload(self, upload: Upload, dataset: str) -> None:
-        """Move a finished upload to its place; one that is there already stays."""
+        """Move a finished upload to its place; a folder that no record speaks of is replaced."""
         target = self._folder(dataset)
-        if not target.exists():
-            sync_directory(upload.folder)
-            upload.folder.rename(target)
-            sync_directory(target.parent)
+        self.remove(dataset)
+        sync_directory(upload.folder)
+        upload.folder.rename(target)
+        sync_directory(target.parent)
 
     def remove(self, name: str) -> None:
-        """Remove the folder of a resource, if it has one."""
-        shutil.rmtree(self._folder(name), ignore_errors=True)
+        """Remove the folder of a resource, if it has one: at once for everybody else."""
+        rubbish = Path(tempfile.mkdtemp(dir=self.root / "uploads"))
+        with contextlib.suppress(FileNotFoundError):
+            self._folder(name).rename(rubbish / "removed")
+        shutil.rmtree(rubbish, ignore_errors=True)
 
     def keep_bundle(self, job: str, model: str) -> None:
         """Move the bundle a training process left to its place among the models."""
         source = self._folder(job) / "bundle"
         sync_directory(source)
+        # Left by a server that was stopped between this and the record of the model.
+        self.remove(model)
         source.rename(self._folder(model))
         sync_directory(self._folder(model).parent)
 

@@ -20,6 +20,7 @@ class Train:
         folder: folder of the job; the bundle is left in its `bundle`.
         threads: threads to compute with.
         visible_devices: CUDA_VISIBLE_DEVICES of the child.
+        last_epoch: the last epoch whose event is stored; no later checkpoint may be used.
     """
 
     request: bytes
@@ -27,6 +28,7 @@ class Train:
     folder: Path
     threads: int
     visible_devices: str
+    last_epoch: int
 
 
 @dataclass(frozen=True)

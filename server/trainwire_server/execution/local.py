@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import multiprocessing
 import os
+import signal
 import socket
 from collections.abc import AsyncIterator
 from multiprocessing import forkserver
@@ -28,11 +29,22 @@ def start_forkserver() -> None:
 
 
 class LocalExecution:
-    """A child process, seen from the server."""
+    """A child process, seen from the server.
 
-    def __init__(self, process: ForkServerProcess, server_end: socket.socket) -> None:
+    It is held by a pidfd, not by multiprocessing's sentinel: that is the fork server's, and says
+    that the child is gone when it is the fork server that is.
+    """
+
+    def __init__(
+        self,
+        process: ForkServerProcess,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
         self._process = process
-        self._socket = server_end
+        self._reader = reader
+        self._writer = writer
+        self._pidfd = _open_pidfd(self.pid)
         self._exit = asyncio.create_task(self._wait_for_exit())
 
     @property
@@ -42,36 +54,53 @@ class LocalExecution:
 
     async def messages(self) -> AsyncIterator[Message]:
         """What the child sends, until it closes its end or dies."""
-        reader, writer = await asyncio.open_connection(sock=self._socket.dup())
         try:
-            while (message := await frames.receive(reader)) is not None:
+            while (message := await frames.receive(self._reader)) is not None:
                 yield message
         finally:
-            writer.close()
+            # Not when the child exits: what it said last may still be on the way.
+            self._writer.close()
 
     def cancel(self) -> None:
         """Ask the child to stop at the next batch."""
-        with contextlib.suppress(OSError):
-            self._socket.send(worker.CANCEL)
+        if not self._writer.is_closing():
+            self._writer.write(worker.CANCEL)
 
     def kill(self) -> None:
         """End the child at once."""
-        self._process.kill()
+        if self._pidfd is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     async def wait(self) -> int:
         """Wait until the child is gone; its exit status, or minus the signal that ended it."""
         return await asyncio.shield(self._exit)
 
     async def _wait_for_exit(self) -> int:
-        loop, gone = asyncio.get_running_loop(), asyncio.Event()
-        loop.add_reader(self._process.sentinel, gone.set)
-        try:
-            await gone.wait()
-        finally:
-            loop.remove_reader(self._process.sentinel)
-        self._process.join()
-        self._socket.close()
+        if self._pidfd is not None:
+            await _readable(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = None
+        # The fork server tells the status a moment after the child is gone, if it is there to.
+        await asyncio.to_thread(self._process.join)
         return self._process.exitcode or 0
+
+
+def _open_pidfd(pid: int) -> int | None:
+    """A handle of a process that stays this process's; None if it is gone already."""
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+
+
+async def _readable(handle: int) -> None:
+    loop, ready = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(handle, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(handle)
 
 
 class LocalExecutor:
@@ -88,4 +117,4 @@ class LocalExecutor:
             await asyncio.to_thread(process.start)
         finally:
             child_end.close()
-        return LocalExecution(process, server_end)
+        return LocalExecution(process, *await asyncio.open_connection(sock=server_end))

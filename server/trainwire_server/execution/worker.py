@@ -71,7 +71,10 @@ def _train(connection: socket.socket, task: Train, cancelled: threading.Event) -
 
     request = training_pb2.TrainingRequest.FromString(task.request)
     try:
-        for event in fit.fit(request, task.table, task.folder, task.threads, cancelled.is_set):
+        events = fit.fit(
+            request, task.table, task.folder, task.threads, cancelled.is_set, task.last_epoch
+        )
+        for event in events:
             if event.HasField("succeeded"):
                 frames.send(connection, bundle.describe(task.folder / "bundle"))
             frames.send(connection, event)
@@ -83,6 +86,8 @@ def _train(connection: socket.socket, task: Train, cancelled: threading.Event) -
 
 
 def _plan(connection: socket.socket, task: Plan) -> None:
+    # A dry run has no place on a GPU: there may be a job on each of them.
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     from trainwire_server.training import plan
 
     request = training_pb2.TrainingRequest.FromString(task.request)

@@ -11,6 +11,7 @@ from trainwire.v1 import system_pb2
 from trainwire_server.execution.executor import Executor, Probe
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
+_PROBE_SECONDS = 120.0
 
 
 class Devices:
@@ -41,14 +42,28 @@ def visible_devices(name: str) -> str:
 
 
 async def _probe(executor: Executor) -> system_pb2.SystemInfo:
+    """What a child process finds; without an answer there is no GPU to give away."""
+    log = structlog.get_logger()
+    try:
+        found = await asyncio.wait_for(_ask(executor), _PROBE_SECONDS)
+    except Exception:
+        log.exception("probe.error")
+        found = system_pb2.SystemInfo()
+    names = [device.name for device in found.devices]
+    log.info("server.devices", devices=names, torch=found.torch_version)
+    return found
+
+
+async def _ask(executor: Executor) -> system_pb2.SystemInfo:
     execution = await executor.start(Probe())
     found = system_pb2.SystemInfo()
-    async for message in execution.messages():
-        if isinstance(message, system_pb2.SystemInfo):
-            found = message
-        else:
-            structlog.get_logger().error("probe.error", details=str(message))
-    await execution.wait()
-    names = [device.name for device in found.devices]
-    structlog.get_logger().info("server.devices", devices=names, torch=found.torch_version)
+    try:
+        async for message in execution.messages():
+            if isinstance(message, system_pb2.SystemInfo):
+                found = message
+            else:
+                structlog.get_logger().error("probe.error", details=str(message))
+    finally:
+        execution.kill()
+        await execution.wait()
     return found

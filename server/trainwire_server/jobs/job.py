@@ -163,6 +163,14 @@ def failed(
     return training_pb2.TrainingEvent(failed=training_pb2.JobFailed(failure=failure))
 
 
+def is_known(job: training_pb2.TrainingJob, event: training_pb2.TrainingEvent) -> bool:
+    """Whether an attempt before this one has told the same: epochs and warnings come again when a
+    process starts behind what the one before it had reached."""
+    if event.HasField("epoch"):
+        return event.epoch.epoch <= job.progress.epoch
+    return event.HasField("warning") and job.attempt > 1 and event.warning in job.warnings
+
+
 def is_terminal(event: training_pb2.TrainingEvent) -> bool:
     """Whether nothing comes after the event."""
     return event.WhichOneof("event") in _TERMINAL_EVENTS

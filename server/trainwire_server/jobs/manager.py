@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
@@ -14,7 +15,7 @@ from google.protobuf.message import Message
 from trainwire import contract
 from trainwire.v1 import dataset_pb2, model_pb2, training_pb2
 from trainwire_server.data import suitability
-from trainwire_server.data.catalog import Catalog
+from trainwire_server.data.catalog import Catalog, Upload
 from trainwire_server.errors import (
     AlreadyExists,
     DatasetInUse,
@@ -47,6 +48,10 @@ class _Active:
     feed: Feed = field(default_factory=Feed)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     execution: Execution | None = None
+    # Processes lost since the last finished epoch.
+    losses: int = 0
+    # Whether the log has a `started` event.
+    has_started: bool = False
 
 
 @dataclass
@@ -64,6 +69,7 @@ class Manager:
         slots: the places to train in.
         threads: threads a training process computes with.
         grace: seconds a cancelled training gets to end by itself.
+        max_attempts: training processes a job may lose in a row without finishing an epoch.
     """
 
     def __init__(
@@ -75,6 +81,7 @@ class Manager:
         slots: Slots,
         threads: int,
         grace: float,
+        max_attempts: int,
     ) -> None:
         self._store = store
         self._catalog = catalog
@@ -83,6 +90,7 @@ class Manager:
         self._slots = slots
         self._threads = threads
         self._grace = grace
+        self._max_attempts = max_attempts
         self._active: dict[str, _Active] = {}
         self._queue = Queue()
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -104,16 +112,14 @@ class Manager:
     # -------------------------------------------------------------------- start and stop
 
     async def recover(self) -> None:
-        """Take up the queue of the server before this one; what was training then has failed."""
-        for job in await self._store.jobs_in_state(training_pb2.JOB_STATE_CANCELLING):
+        """Take up the jobs of the server before this one, in their order.
+
+        What was training then waits again; its process goes on from the last checkpoint.
+        """
+        for job in await self._store.jobs_in_states(training_pb2.JOB_STATE_CANCELLING):
             await self._end(self._activate(job), jobs.cancelled(job))
-        for job in await self._store.jobs_in_state(training_pb2.JOB_STATE_RUNNING):
-            event = jobs.failed(
-                training_pb2.FAILURE_REASON_INTERRUPTED,
-                "the server was stopped while the job was training; submit it again",
-            )
-            await self._end(self._activate(job), event)
-        for job in await self._store.jobs_in_state(training_pb2.JOB_STATE_QUEUED):
+        states = (training_pb2.JOB_STATE_RUNNING, training_pb2.JOB_STATE_QUEUED)
+        for job in await self._store.jobs_in_states(*states):
             await self._take_up(job)
         self._learning = asyncio.create_task(self._learn_devices())
         self._pump()
@@ -122,11 +128,28 @@ class Manager:
         """Let a job wait again, unless a newer server stored what this one would ignore."""
         unknown = contract.violations(job.request)
         if not unknown:
-            self._enqueue(job)
+            active = self._activate(await self._let_wait(job))
+            active.has_started = await self._log_has_started(job.name)
+            self._queue.add(active.job)
             return
         listing = "; ".join(str(violation) for violation in unknown)
         reason = training_pb2.FAILURE_REASON_INVALID_REQUEST
         await self._end(self._activate(job), jobs.failed(reason, listing))
+
+    async def _let_wait(self, job: training_pb2.TrainingJob) -> training_pb2.TrainingJob:
+        """The job, waiting if it was training."""
+        if job.state == training_pb2.JOB_STATE_QUEUED:
+            return job
+        waiting = jobs.with_state(job, training_pb2.JOB_STATE_QUEUED, jobs.now())
+        await self._store.save(waiting)
+        return waiting
+
+    async def _log_has_started(self, name: str) -> bool:
+        """Whether the log has a `started` event, which stands before every epoch."""
+        async for event in self._read_log(name, after=0):
+            if event.HasField("started") or event.HasField("epoch"):
+                return True
+        return False
 
     async def _learn_devices(self) -> None:
         self._slots.learn_devices(await self._devices.names())
@@ -159,6 +182,9 @@ class Manager:
         return await asyncio.shield(self._submit(request))
 
     async def _submit(self, request: training_pb2.TrainingRequest) -> training_pb2.TrainingJob:
+        if request.resources.device == training_pb2.DEVICE_CUDA:
+            # Outside the lock: the probe may take a while, and other submits need not wait for it.
+            await self._devices.names()
         # One at a time, so that two calls with one request_id cannot both find it new.
         async with self._submitting:
             before = await self._submitted_before(request)
@@ -255,6 +281,7 @@ class Manager:
             status = await execution.wait()
         finally:
             execution.kill()
+            await execution.wait()
         if not job.HasField("plan"):
             raise RequestError(f"the process of the dry run ended with exit status {status}")
 
@@ -267,13 +294,16 @@ class Manager:
             NotFound: no such job.
             JobNotFinished: it has not ended.
         """
-        async with self._submitting:
-            job = await self.get(name)
-            if job.state not in jobs.TERMINAL:
-                state = training_pb2.JobState.Name(job.state)
-                raise JobNotFinished(f"{name} is {state}; cancel it first")
-            await asyncio.shield(self._store.delete_job(name))
-            await asyncio.to_thread(self._catalog.remove, name)
+        # Shielded: a caller that leaves half way must not leave files that nobody knows.
+        await asyncio.shield(self._delete(name))
+
+    async def _delete(self, name: str) -> None:
+        job = await self.get(name)
+        if job.state not in jobs.TERMINAL:
+            state = training_pb2.JobState.Name(job.state)
+            raise JobNotFinished(f"{name} is {state}; cancel it first")
+        await self._store.delete_job(name)
+        await asyncio.to_thread(self._catalog.remove, name)
 
     async def delete_dataset(self, name: str) -> None:
         """Delete a dataset no job refers to.
@@ -282,7 +312,10 @@ class Manager:
             NotFound: no such dataset.
             DatasetInUse: jobs refer to it.
         """
-        # Under the lock of `submit`: no job may come to refer to it meanwhile.
+        await asyncio.shield(self._delete_dataset(name))
+
+    async def _delete_dataset(self, name: str) -> None:
+        # Under the lock of submits, dry runs and uploads: nobody may come to need it meanwhile.
         async with self._submitting:
             if await self._store.dataset(name) is None:
                 raise NotFound(f"{name} does not exist")
@@ -291,8 +324,15 @@ class Manager:
                 more = " and others" if len(users) > _NAMED_USERS else ""
                 listing = ", ".join(users[:_NAMED_USERS])
                 raise DatasetInUse(f"{name} is used by {listing}{more}; delete these jobs first")
-            await asyncio.shield(self._store.delete_dataset(name))
+            await self._store.delete_dataset(name)
             await asyncio.to_thread(self._catalog.remove, name)
+
+    async def keep_dataset(self, upload: Upload, dataset: dataset_pb2.Dataset) -> None:
+        """Take a finished upload in, unless the same bytes are there already."""
+        async with self._submitting:
+            if await self._store.dataset(dataset.name) is None:
+                await asyncio.to_thread(self._catalog.keep_upload, upload, dataset.name)
+                await self._store.add_dataset(dataset)
 
     # -------------------------------------------------------------------- read
 
@@ -346,7 +386,7 @@ class Manager:
         feed = active.feed if (active := self._active.get(name)) else None
         while True:
             version = feed.version if feed else 0
-            for event in await self._store.events(name, after, _BATCH):
+            async for event in self._read_log(name, after):
                 yield event
                 after = event.sequence
                 if jobs.is_terminal(event):
@@ -358,6 +398,13 @@ class Manager:
             await feed.wait(version)
             if feed.progress is not None:
                 yield feed.progress
+
+    async def _read_log(self, name: str, after: int) -> AsyncIterator[training_pb2.TrainingEvent]:
+        """All stored events after a sequence number, read a page at a time."""
+        while page := await self._store.events(name, after, _BATCH):
+            for event in page:
+                yield event
+            after = page[-1].sequence
 
     # -------------------------------------------------------------------- cancel
 
@@ -385,8 +432,9 @@ class Manager:
 
     async def _begin_cancel(self, active: _Active) -> None:
         cancelling = training_pb2.JOB_STATE_CANCELLING
-        active.job = jobs.with_state(active.job, cancelling, jobs.now())
-        await self._store.save(active.job)
+        job = jobs.with_state(active.job, cancelling, jobs.now())
+        await self._store.save(job)
+        active.job = job
         if active.execution is not None:
             self._stop(active.execution)
 
@@ -414,18 +462,46 @@ class Manager:
     async def _run(self, active: _Active, lease: Lease) -> None:
         name = active.job.name
         log = self._log.bind(job=name)
+        again = False
         try:
             await self._run_process(active, lease, log)
+            again = await self._try_again(active, log)
         except asyncio.CancelledError:
             raise
         except Exception:
             log.exception("job.error")
-            reason = training_pb2.FAILURE_REASON_INTERNAL
-            await self._end(active, jobs.failed(reason, "the server's log has the details"))
+            await self._end_by_error(active, log)
         finally:
             del self._running[name]
             self._slots.give_back(lease)
+            if again and active.job.state == training_pb2.JOB_STATE_QUEUED:
+                self._queue.add(active.job, first=True)
             self._pump()
+
+    async def _end_by_error(self, active: _Active, log: structlog.stdlib.BoundLogger) -> None:
+        """End a job for a fault of the server, however often it takes.
+
+        A full disk may be the fault, and a job without a process must not be left as if it had one.
+        """
+        reason = training_pb2.FAILURE_REASON_INTERNAL
+        event = jobs.failed(reason, "the server's log has the details")
+        for pause in itertools.chain((0.1, 1.0), itertools.repeat(10.0)):
+            try:
+                await self._end(active, event)
+                break
+            except Exception:
+                log.exception("job.end_not_stored", again_in=pause)
+            await asyncio.sleep(pause)
+
+    async def _try_again(self, active: _Active, log: structlog.stdlib.BoundLogger) -> bool:
+        """Let a job that has lost its process wait for another one; whether it was such a job."""
+        async with active.lock:
+            if active.job.state != training_pb2.JOB_STATE_RUNNING:
+                return False
+            active.execution = None
+            active.job = await self._let_wait(active.job)
+        log.warning("job.requeued", losses=active.losses, epoch=active.job.progress.epoch)
+        return True
 
     async def _run_process(
         self, active: _Active, lease: Lease, log: structlog.stdlib.BoundLogger
@@ -433,8 +509,9 @@ class Manager:
         async with active.lock:
             if active.job.state in jobs.TERMINAL:
                 return
-            active.job = jobs.begin(active.job, jobs.now())
-            await self._store.save(active.job)
+            job = jobs.begin(active.job, jobs.now())
+            await self._store.save(job)
+            active.job = job
         log.info("job.started", lease=lease.device, **_parameters(active.job))
         execution = await self._executor.start(self._task(active.job, lease))
         try:
@@ -442,7 +519,9 @@ class Manager:
             outcome = await self._listen(active, execution, log)
             status = await execution.wait()
         finally:
+            # The place is free when the process is gone, not before.
             execution.kill()
+            await execution.wait()
         await self._conclude(active, outcome, status)
 
     def _task(self, job: training_pb2.TrainingJob, lease: Lease) -> Train:
@@ -452,6 +531,7 @@ class Manager:
             folder=self._catalog.job_folder(job.name),
             threads=self._threads,
             visible_devices=visible_devices(lease.device),
+            last_epoch=job.progress.epoch,
         )
 
     async def _attach(self, active: _Active, execution: Execution) -> None:
@@ -480,8 +560,15 @@ class Manager:
         event: training_pb2.TrainingEvent,
         model: model_pb2.Model | None = None,
     ) -> None:
-        """Store an event, then tell the watchers; progress is only told. A job ends once."""
+        """Store an event, then tell the watchers; progress is only told.
+
+        A job ends once, and what an attempt before this one has told is not told again.
+        """
         if active.job.state in jobs.TERMINAL:
+            return
+        if event.HasField("started") and active.has_started:
+            event = training_pb2.TrainingEvent(resumed=training_pb2.JobResumed(epoch=0))
+        if jobs.is_known(active.job, event):
             return
         if event.HasField("progress"):
             active.feed.publish(jobs.stamp_progress(active.job, event, jobs.now()))
@@ -489,6 +576,8 @@ class Manager:
         job, stamped = jobs.apply(active.job, event, jobs.now())
         await self._store.save(job, stamped, model)
         active.job = job
+        active.has_started |= stamped.HasField("started")
+        active.losses = 0 if stamped.HasField("epoch") else active.losses
         if jobs.is_terminal(stamped):
             del self._active[job.name]
             self._log.info("job.ended", job=job.name, **_ending(job))
@@ -513,7 +602,9 @@ class Manager:
         elif active.job.state == training_pb2.JOB_STATE_CANCELLING:
             await self._end(active, jobs.cancelled(active.job))
         else:
-            await self._end(active, _lost(status))
+            active.losses += 1
+            if active.losses >= self._max_attempts:
+                await self._end(active, _lost(status, active.losses))
 
     async def _keep_model(
         self,
@@ -538,12 +629,15 @@ def _check_suitability(request: training_pb2.TrainingRequest, dataset: dataset_p
         raise DatasetUnsuitable(f"{dataset.name} cannot be trained on: {listing}", tuple(found))
 
 
-def _lost(status: int) -> training_pb2.TrainingEvent:
+def _lost(status: int, losses: int) -> training_pb2.TrainingEvent:
     how = f"was killed by signal {-status}" if status < 0 else f"ended with exit status {status}"
     advice = "submit the job again"
     if status == -9:
         advice += "; if memory ran out, which ends in signal 9, lower trainer.batch_size first"
-    message = f"the training process {how}; {advice}"
+    message = (
+        f"{losses} training processes in a row were lost without finishing an epoch; the last one "
+        f"{how}; {advice}"
+    )
     return jobs.failed(training_pb2.FAILURE_REASON_WORKER_LOST, message)
 
 

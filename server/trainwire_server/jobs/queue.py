@@ -73,13 +73,11 @@ class Queue:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._jobs
-
-    def add(self, job: training_pb2.TrainingJob) -> None:
-        """Let a job wait behind all of its priority."""
+    def add(self, job: training_pb2.TrainingJob, first: bool = False) -> None:
+        """Let a job wait behind all of its priority, or before them: it had its turn already."""
         self._arrivals += 1
-        place = (-job.request.resources.priority, self._arrivals, job.name)
+        arrival = -self._arrivals if first else self._arrivals
+        place = (-job.request.resources.priority, arrival, job.name)
         bisect.insort(self._waiting, place)
         self._jobs[job.name] = job
 

@@ -28,6 +28,8 @@ _M = TypeVar("_M", bound=Message)
 _BLOCKS = re.split(r"^-- name: (\w+)\n", Path(__file__).with_suffix(".sql").read_text(), flags=re.M)
 _SQL = dict(zip(_BLOCKS[1::2], _BLOCKS[2::2], strict=True))
 _FIRST_PAGE = 2**62
+_PAGE_BYTES = 3_000_000
+"""A page that would be larger ends early: gRPC takes messages of up to 4 MiB."""
 _SCHEMA_VERSION = 2
 
 
@@ -97,7 +99,7 @@ class Store:
 
         Args:
             before: where the page begins; None at the newest.
-            limit: jobs at most.
+            limit: jobs at most; fewer if they are large.
             states: only jobs in one of them; empty for any.
             labels: only jobs that have them all.
         """
@@ -109,11 +111,11 @@ class Store:
         """Delete a job with its events."""
         await self._call(_delete, "delete_job", name)
 
-    async def jobs_in_state(
-        self, state: training_pb2.JobState.ValueType
+    async def jobs_in_states(
+        self, *states: training_pb2.JobState.ValueType
     ) -> list[training_pb2.TrainingJob]:
-        """All jobs in a state, in the order they were submitted."""
-        return await self._call(_jobs_in_state, state)
+        """All jobs in one of the states, in the order they were submitted."""
+        return await self._call(_jobs_in_states, states)
 
     async def events(self, name: str, after: int, limit: int) -> list[training_pb2.TrainingEvent]:
         """Up to `limit` events of a job with a sequence number above `after`, in order."""
@@ -271,9 +273,15 @@ def _page(
     filters: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[list[_M], int | None]:
     bounds = {"before": _FIRST_PAGE if before is None else before, "limit": limit + 1}
-    rows = connection.execute(_SQL[block], {**bounds, **filters}).fetchall()
-    page = rows[:limit]
-    return [kind.FromString(body) for _, body in page], page[-1][0] if len(rows) > limit else None
+    page: list[_M] = []
+    size, last = 0, None
+    for rank, body in connection.execute(_SQL[block], {**bounds, **filters}):
+        size += len(body)
+        if page and (len(page) == limit or size > _PAGE_BYTES):
+            return page, last
+        page.append(kind.FromString(body))
+        last = rank
+    return page, None
 
 
 def _job_by_request_id(
@@ -297,10 +305,10 @@ def _jobs_of_dataset(connection: sqlite3.Connection, name: str, limit: int) -> l
     return [f"jobs/{identity}" for (identity,) in rows]
 
 
-def _jobs_in_state(
-    connection: sqlite3.Connection, state: training_pb2.JobState.ValueType
+def _jobs_in_states(
+    connection: sqlite3.Connection, states: tuple[training_pb2.JobState.ValueType, ...]
 ) -> list[training_pb2.TrainingJob]:
-    rows = connection.execute(_SQL["list_jobs_in_state"], {"state": state})
+    rows = connection.execute(_SQL["list_jobs_in_states"], {"states": json.dumps(states)})
     return [training_pb2.TrainingJob.FromString(body) for (body,) in rows]
 
 

@@ -85,8 +85,9 @@ SELECT id FROM jobs WHERE dataset = :dataset ORDER BY submitted LIMIT :limit;
 -- name: delete_job
 DELETE FROM jobs WHERE id = :id;
 
--- name: list_jobs_in_state
-SELECT body FROM jobs WHERE state = :state ORDER BY submitted;
+-- name: list_jobs_in_states
+SELECT body FROM jobs
+WHERE state IN (SELECT value FROM json_each(:states)) ORDER BY submitted;
 
 -- name: list_events
 SELECT body FROM events WHERE job = :job AND sequence > :after ORDER BY sequence LIMIT :limit;

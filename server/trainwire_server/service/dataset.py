@@ -37,6 +37,7 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
         self._executor = executor
         self._manager = manager
         self._ingest_memory_bytes = ingest_memory_bytes
+        self._parsing = asyncio.Lock()
 
     @rpc
     async def UploadDataset(  # noqa: N802
@@ -53,18 +54,28 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
         header: dataset_pb2.DatasetHeader,
         requests: AsyncIterator[dataset_pb2.UploadDatasetRequest],
     ) -> dataset_pb2.Dataset:
-        begin = self._catalog.begin_upload
-        upload = await asyncio.to_thread(begin, header.size_bytes, header.sha256)
+        # Made without waiting, so that a caller who leaves cannot leave it behind.
+        upload = self._catalog.begin_upload(header.size_bytes, header.sha256)
         try:
             await _spool(requests, upload)
-            dataset = await self._ingest(upload, header.format)
+            # One at a time: each may take all the memory that parsing is allowed.
+            async with self._parsing:
+                dataset = await self._ingest(upload, header.format)
             _complete(dataset, name, header)
-            await asyncio.to_thread(self._catalog.keep_upload, upload, name)
+            await self._keep(upload, dataset)
         finally:
-            await asyncio.to_thread(upload.discard)
-        await self._store.add_dataset(dataset)
+            await asyncio.shield(asyncio.to_thread(upload.discard))
         structlog.get_logger().info("dataset.stored", dataset=name, rows=dataset.row_count)
         return await self._store.dataset(name) or dataset
+
+    async def _keep(self, upload: Upload, dataset: dataset_pb2.Dataset) -> None:
+        """Take the upload in; done before it is discarded, even if the caller leaves."""
+        keeping = asyncio.create_task(self._manager.keep_dataset(upload, dataset))
+        try:
+            await asyncio.shield(keeping)
+        except asyncio.CancelledError:
+            await asyncio.wait([keeping])
+            raise
 
     async def _ingest(self, upload: Upload, data_format: int) -> dataset_pb2.Dataset:
         """Have a child process parse the bytes: whatever they do to it, the server goes on."""

@@ -47,16 +47,23 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         folder = self._catalog.model_folder(model.name)
         for file in model.files:
             await context.write(model_pb2.DownloadModelResponse(file=file))
-            await _send_file(folder / file.name, context)
+            try:
+                await _send_file(folder / file.name, context)
+            except FileNotFoundError:
+                raise NotFound(f"{model.name} was deleted meanwhile") from None
 
     @rpc
     async def DeleteModel(  # noqa: N802
         self, request: model_pb2.DeleteModelRequest, context: Any
     ) -> empty_pb2.Empty:
         model = await self._model(request.name)
-        await self._store.delete_model(model.name)
-        await asyncio.to_thread(self._catalog.remove, model.name)
+        # Shielded: a caller that leaves half way must not leave files that nobody knows.
+        await asyncio.shield(self._delete(model.name))
         return empty_pb2.Empty()
+
+    async def _delete(self, name: str) -> None:
+        await self._store.delete_model(name)
+        await asyncio.to_thread(self._catalog.remove, name)
 
     async def _model(self, name: str) -> model_pb2.Model:
         model = await self._store.model(name)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from functools import wraps
+from itertools import accumulate
 from typing import Any
 
 import grpc
@@ -17,6 +19,12 @@ from trainwire_server import errors
 
 _DOMAIN = "trainwire"
 _DETAILS_KEY = "grpc-status-details-bin"
+_STATUS_BYTES = 7 * 1024
+"""What a status may take on the wire, in all: beyond 8 KiB of metadata gRPC drops the call."""
+_MESSAGE_BYTES = 1_500
+_DESCRIPTION_BYTES = 500
+_WRAPPING = 200
+"""What wraps a detail, and the entry that counts what is left out."""
 # The generated base classes type a streaming method as an iterator; ours write to the context.
 _Method = Callable[[Any, Any, Any], Any]
 
@@ -98,24 +106,84 @@ def check(request: Message | Undecodable) -> None:
 
 
 def to_status(error: errors.RequestError) -> status_pb2.Status:
-    """The error as google.rpc.Status with ErrorInfo and, where fields are to blame, BadRequest."""
+    """The error as google.rpc.Status with ErrorInfo and, where fields are to blame, BadRequest.
+
+    A status travels in the trailers of a call, which gRPC limits. What does not fit is left out,
+    and the status says how much that is.
+    """
     code = CODES.get(type(error), grpc.StatusCode.INTERNAL)
-    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=_DOMAIN)
-    details: list[Message] = [info]
+    status = status_pb2.Status(code=code.value[0], message=_short_message(error))
+    _add(status, error_details_pb2.ErrorInfo(reason=error.reason, domain=_DOMAIN))
     if error.violations:
-        details.append(_bad_request(error))
-    status = status_pb2.Status(code=code.value[0], message=error.message)
-    for detail in details:
-        packed = any_pb2.Any()
-        packed.Pack(detail)
-        status.details.append(packed)
+        _add(status, _bad_request(error.violations, _room(status)))
     return status
 
 
-def _bad_request(error: errors.RequestError) -> error_details_pb2.BadRequest:
-    kind = error_details_pb2.BadRequest.FieldViolation
-    violations = [kind(field=v.field, description=v.description) for v in error.violations]
-    return error_details_pb2.BadRequest(field_violations=violations)
+def _add(status: status_pb2.Status, detail: Message) -> None:
+    packed = any_pb2.Any()
+    packed.Pack(detail)
+    status.details.append(packed)
+
+
+def _room(status: status_pb2.Status) -> int:
+    """Bytes left for one more detail: the message travels as text too, the status in base64."""
+    serialized = (_STATUS_BYTES - _escaped_bytes(status.message)) * 3 // 4
+    return int(serialized - status.ByteSize() - _WRAPPING)
+
+
+def _bad_request(
+    violations: Sequence[contract.Violation], room: int
+) -> error_details_pb2.BadRequest:
+    """The first violations that fit, and how many there are besides."""
+    bad = error_details_pb2.BadRequest()
+    for shown, violation in enumerate(violations):
+        description = _cut(violation.description, _DESCRIPTION_BYTES, _plain_bytes)
+        bad.field_violations.add(field=violation.field, description=description)
+        if bad.ByteSize() > room:
+            del bad.field_violations[-1]
+            rest = f"{len(violations) - shown} more are not listed; fix these first"
+            bad.field_violations.add(field="(more)", description=rest)
+            break
+    return bad
+
+
+def _short_message(error: errors.RequestError) -> str:
+    """The message; one too long that lists the violations goes on only to the last that fits."""
+    parts = [str(violation) for violation in error.violations]
+    listing = "; ".join(parts)
+    shortened = _cut(error.message, _MESSAGE_BYTES, _escaped_bytes)
+    if shortened == error.message or not (parts and error.message.endswith(listing)):
+        return shortened
+    return _first(error.message.removesuffix(listing), parts)
+
+
+def _first(message: str, parts: list[str]) -> str:
+    for shown, part in enumerate(parts):
+        shortened = _cut(part, _DESCRIPTION_BYTES, _escaped_bytes)
+        longer = f"{message}; {shortened}" if shown else message + shortened
+        if shown and _escaped_bytes(longer) > _MESSAGE_BYTES:
+            return f"{message}; and {len(parts) - shown} more"
+        message = longer
+    return message
+
+
+def _cut(text: str, limit: int, size: Callable[[str], int]) -> str:
+    """The text, or as much of its beginning as takes `limit` bytes."""
+    head = text[: limit + 1]  # no character takes less than a byte
+    if size(head) <= limit:
+        return text
+    ends = list(accumulate(size(character) for character in head))
+    return f"{head[: bisect_right(ends, limit)]}..."
+
+
+def _plain_bytes(text: str) -> int:
+    return len(text.encode())
+
+
+def _escaped_bytes(text: str) -> int:
+    """Size of a text as grpc-message: all but printable ASCII is percent-encoded."""
+    printable = sum(1 for byte in text.encode() if 0x20 <= byte <= 0x7E and byte != 0x25)
+    return 3 * len(text.encode()) - 2 * printable
 
 
 async def _abort(context: Any, error: errors.RequestError) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import torch
@@ -48,11 +48,18 @@ def fit(
     folder: Path,
     threads: int,
     cancelled: Callable[[], bool],
-) -> Iterator[training_pb2.TrainingEvent]:
+    last_epoch: int | None = None,
+) -> Generator[training_pb2.TrainingEvent, None, None]:
     """Prepare the data, train, test, write the bundle to ``folder/bundle``.
 
     The same request, table and thread count give the same events (but for times and memory) and
     bit-identical weights on the same machine, if `trainer.deterministic`.
+
+    Each epoch leaves a checkpoint in ``folder/checkpoints``, begun when the event after its `epoch`
+    is asked for. A run that finds one there, of the same request, goes on from the newest with its
+    thread count: its first event is `resumed`, all others, and the weights, are those that an
+    undisturbed run would give from there. Success deletes the checkpoints, also when the next event
+    is asked for: until then the run can be had again.
 
     Args:
         request: what to train; defaults are filled in.
@@ -60,9 +67,12 @@ def fit(
         folder: the job's own, existing folder.
         threads: threads to compute with on the CPU.
         cancelled: asked before every batch.
+        last_epoch: does not go on from later epochs: the last one whose events are known to have
+            arrived, so that none is skipped.
 
     Yields:
-        Events with the oneof alone set: `warning`, `started`, `progress`, `epoch`, `succeeded`.
+        Events with the oneof alone set: `resumed`, or `warning` and `started`; then `progress`,
+        `warning`, `epoch`, `succeeded`. An epoch's warning comes before its `epoch`.
 
     Raises:
         JobFailure: the data cannot be used, or NON_FINITE_LOSS, OUT_OF_MEMORY, DEVICE_UNAVAILABLE.
@@ -71,41 +81,66 @@ def fit(
     effective = contract.resolve(request)
     with memory_errors_explained():
         prepared = prepare(effective, table)
-        yield from train(effective, prepared, folder, threads, cancelled)
+        yield from train(effective, prepared, folder, threads, cancelled, last_epoch)
 
 
-def train(  # noqa: C901, PLR0915 - one flat loop, for the reason given below
+def train(
     request: training_pb2.TrainingRequest,
     prepared: Prepared,
     folder: Path,
     threads: int,
     cancelled: Callable[[], bool],
-) -> Iterator[training_pb2.TrainingEvent]:
+    last_epoch: int | None = None,
+) -> Generator[training_pb2.TrainingEvent, None, None]:
     """`fit` from prepared data and an effective request on; memory errors come as torch's own."""
+    digest = contract.request_digest(request)
+    with checkpoint.Checkpoints(folder, digest) as checkpoints:
+        snapshot = checkpoints.find_newest(last_epoch)
+        threads = snapshot.threads if snapshot else threads
+        setup = set_up(request, prepared, threads)
+        progress = checkpoint.Progress()
+        if snapshot:
+            progress = checkpoint.restore(snapshot, setup)
+            yield training_pb2.TrainingEvent(resumed=training_pb2.JobResumed(epoch=progress.epoch))
+        else:
+            for warning in prepared.warnings:
+                yield training_pb2.TrainingEvent(warning=warning)
+            started = describe_start(request, prepared, setup, threads)
+            yield training_pb2.TrainingEvent(started=started)
+
+        def save() -> None:
+            checkpoints.write(checkpoint.take(setup, progress, digest, threads))
+
+        yield from _run(request, prepared, setup, progress, folder, save, cancelled)
+        checkpoints.delete()
+
+
+def _run(  # noqa: C901, PLR0915 - one flat loop, for the reason given below
+    request: training_pb2.TrainingRequest,
+    prepared: Prepared,
+    setup: Setup,
+    progress: checkpoint.Progress,
+    folder: Path,
+    save: Callable[[], None],
+    cancelled: Callable[[], bool],
+) -> Generator[training_pb2.TrainingEvent, None, None]:
+    """The epochs after those of `progress`, the test, the bundle."""
     # One flat loop on purpose: what happens to a batch, and in which order, is the part of a
     # trainer that people check, and the order is what makes a run reproducible.
-    setup = set_up(request, prepared, threads)
     trainer = request.trainer
     epochs, batch_size, clip_norm = trainer.epochs, trainer.batch_size, trainer.gradient_clip_norm
     smoothing, patience = trainer.label_smoothing, trainer.early_stopping_patience
     model, optimizer, schedule = setup.model, setup.optimizer, setup.schedule
     names = prepared.class_names
 
-    best_epoch, best_score = 0, -math.inf
-    best_weights: checkpoint.Weights = {}
-    best_validation = training_pb2.SplitMetrics()
-    epochs_run, collapsed, stopped_early = 0, False, False
-
     def stop_if_cancelled() -> None:
         if cancelled():
-            raise Cancelled(epochs_run, best_epoch)
-
-    for warning in prepared.warnings:
-        yield training_pb2.TrainingEvent(warning=warning)
-    yield training_pb2.TrainingEvent(started=describe_start(request, prepared, setup, threads))
+            raise Cancelled(progress.epoch, progress.best_epoch)
 
     model.train()
-    for epoch in range(1, epochs + 1):
+    for epoch in range(progress.epoch + 1, epochs + 1):
+        if 0 < patience <= progress.epoch - progress.best_epoch:
+            break
         began = beat = time.monotonic()
         order = reseed(trainer.seed, epoch).permutation(setup.balance.positions)
         samples = setup.train.take(order)
@@ -154,12 +189,16 @@ def train(  # noqa: C901, PLR0915 - one flat loop, for the reason given below
         schedule.after_epoch(validation_loss)
 
         score = _score(validation, trainer.early_stopping_metric)
-        is_best = score > best_score
+        is_best = score > progress.best_score
         if is_best:
-            best_epoch, best_score, best_validation = epoch, score, validation
-            best_weights = checkpoint.copy_weights(model)
-            checkpoint.save_weights(best_weights, folder / checkpoint.BEST)
-        epochs_run = epoch
+            progress.best_epoch, progress.best_score = epoch, score
+            progress.best_weights = checkpoint.copy_weights(model)
+            progress.best_validation = validation
+        favourite = max(validation.classes, key=lambda metrics: metrics.predicted_share)
+        if favourite.predicted_share > COLLAPSE_SHARE and not progress.collapsed:
+            yield training_pb2.TrainingEvent(warning=_collapse(favourite, epoch))
+        progress.collapsed = favourite.predicted_share > COLLAPSE_SHARE
+        progress.epoch = epoch
         yield training_pb2.TrainingEvent(
             epoch=training_pb2.EpochCompleted(
                 epoch=epoch,
@@ -173,25 +212,19 @@ def train(  # noqa: C901, PLR0915 - one flat loop, for the reason given below
                 is_best=is_best,
             )
         )
-        favourite = max(validation.classes, key=lambda metrics: metrics.predicted_share)
-        if favourite.predicted_share > COLLAPSE_SHARE and not collapsed:
-            yield training_pb2.TrainingEvent(warning=_collapse(favourite, epoch))
-        collapsed = favourite.predicted_share > COLLAPSE_SHARE
-        if 0 < patience <= epoch - best_epoch and epoch < epochs:
-            stopped_early = True
-            break
+        save()
 
-    model.load_state_dict(best_weights)
+    model.load_state_dict(progress.best_weights)
     tally = evaluate(setup, setup.test, batch_size, stop_if_cancelled)
-    test_loss = _finite(tally.loss(), "test", best_epoch, request)
+    test_loss = _finite(tally.loss(), "test", progress.best_epoch, request)
     succeeded = training_pb2.JobSucceeded(
-        best_epoch=best_epoch,
-        epochs_run=epochs_run,
-        stopped_early=stopped_early,
-        validation=best_validation,
+        best_epoch=progress.best_epoch,
+        epochs_run=progress.epoch,
+        stopped_early=progress.epoch < epochs,
+        validation=progress.best_validation,
         test=split_metrics(test_loss, tally.matrix(), names),
     )
-    bundle.write(folder / bundle.FOLDER, request, prepared, best_weights, succeeded)
+    bundle.write(folder / bundle.FOLDER, request, prepared, progress.best_weights, succeeded)
     yield training_pb2.TrainingEvent(succeeded=succeeded)
 
 

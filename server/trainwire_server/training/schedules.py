@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch.optim import Optimizer, lr_scheduler
 
 from trainwire.v1 import training_pb2
@@ -40,6 +42,17 @@ class Schedule:
             self._scheduler.step(validation_loss)
         elif not isinstance(self._scheduler, lr_scheduler.OneCycleLR):
             self._scheduler.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the schedule is, in numbers, strings and lists; the rate itself is the optimizer's.
+
+        Its lists are the live ones.
+        """
+        return self._scheduler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from the `state_dict` of a schedule with the same parameters."""
+        self._scheduler.load_state_dict(state)
 
 
 def _scheduler(

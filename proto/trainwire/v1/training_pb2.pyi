@@ -240,10 +240,6 @@ class _FailureReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._
     """A fault of the server; its log has the details."""
     FAILURE_REASON_WORKER_LOST: _FailureReason.ValueType  # 2
     """Training processes died (killed, or crashed), one after the other, without finishing an epoch."""
-    FAILURE_REASON_INTERRUPTED: _FailureReason.ValueType  # 3
-    """The server was stopped while the job was training. Servers from contract 0.2.0 on resume such
-    jobs instead.
-    """
     FAILURE_REASON_OUT_OF_MEMORY: _FailureReason.ValueType  # 4
     """Host or GPU memory ran out."""
     FAILURE_REASON_NON_FINITE_LOSS: _FailureReason.ValueType  # 5
@@ -273,10 +269,6 @@ FAILURE_REASON_INTERNAL: FailureReason.ValueType  # 1
 """A fault of the server; its log has the details."""
 FAILURE_REASON_WORKER_LOST: FailureReason.ValueType  # 2
 """Training processes died (killed, or crashed), one after the other, without finishing an epoch."""
-FAILURE_REASON_INTERRUPTED: FailureReason.ValueType  # 3
-"""The server was stopped while the job was training. Servers from contract 0.2.0 on resume such
-jobs instead.
-"""
 FAILURE_REASON_OUT_OF_MEMORY: FailureReason.ValueType  # 4
 """Host or GPU memory ran out."""
 FAILURE_REASON_NON_FINITE_LOSS: FailureReason.ValueType  # 5

@@ -121,8 +121,7 @@ async def _serve(settings: Settings, catalog: Catalog, store: Store) -> None:
     )
     health_servicer = await _add_health(server)
     reflection.enable_server_reflection(
-        (*_SERVICES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, _REFLECTION),
-        server,
+        (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server
     )
     await manager.recover()
     await server.start()
@@ -135,9 +134,6 @@ async def _serve(settings: Settings, catalog: Catalog, store: Store) -> None:
     await manager.close()
     await server.stop(settings.grace)
     log.info("server.stopped")
-
-
-_REFLECTION = reflection.SERVICE_NAME
 
 
 def _stop_signal() -> asyncio.Event:

@@ -347,7 +347,8 @@ def test_a_waiting_job_of_a_newer_server_is_not_trained_on_half_of_its_request(
     server = start_server()
     with server.client() as client:
         dataset = client.upload(columns())
-        first_epoch(client, client.submit(small(dataset.name, epochs=100_000)))
+        endless = small(dataset.name, epochs=100_000, early_stopping_patience=0)
+        first_epoch(client, client.submit(endless))
         waiting = client.submit(small(dataset.name))
     server.kill()
     database = server.data_dir / "trainwire.db"

@@ -60,7 +60,9 @@ def on_two_slots(two_slots: Any, columns: Any, small: Make) -> Iterator[tuple[An
 
 def test_two_slots_run_two_jobs_and_the_rest_by_priority(on_two_slots: tuple[Any, Make]) -> None:
     service, make = on_two_slots
-    long = [service.SubmitTraining(make(epochs=100_000)) for _ in range(2)]
+    long = [
+        service.SubmitTraining(make(epochs=100_000, early_stopping_patience=0)) for _ in range(2)
+    ]
     for job in long:
         events = service.WatchTraining(training_pb2.WatchTrainingRequest(name=job.name))
         next(event for event in events if event.HasField("started"))

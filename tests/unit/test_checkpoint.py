@@ -8,6 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from trainwire_server.data import durable
 from trainwire_server.training import checkpoint
 
 
@@ -38,15 +39,15 @@ def test_saved_weights_come_back_bit_for_bit_and_equal_weights_give_equal_bytes(
 
 def test_a_write_replaces_the_file_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
     for data in (b"long old content", b"new"):
-        checkpoint.write_file(tmp_path / "file", data)
+        durable.write_file(tmp_path / "file", data)
         assert (tmp_path / "file").read_bytes() == data
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
-    checkpoint.write_file(tmp_path / "file", b"old")
+    durable.write_file(tmp_path / "file", b"old")
     # A folder where the partial file should go: the write fails before the rename.
     (tmp_path / "file.partial").mkdir()
     with pytest.raises(IsADirectoryError):
-        checkpoint.write_file(tmp_path / "file", b"new")
+        durable.write_file(tmp_path / "file", b"new")
     assert (tmp_path / "file").read_bytes() == b"old"

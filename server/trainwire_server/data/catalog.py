@@ -20,6 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import IO
 
+from trainwire_server.data.durable import sync_folder
 from trainwire_server.errors import BrokenUpload
 
 
@@ -77,9 +78,9 @@ class Catalog:
         """Move a finished upload to its place; a folder that no record speaks of is replaced."""
         target = self._folder(dataset)
         self.remove(dataset)
-        sync_directory(upload.folder)
+        sync_folder(upload.folder)
         upload.folder.rename(target)
-        sync_directory(target.parent)
+        sync_folder(target.parent)
 
     def remove(self, name: str) -> None:
         """Remove the folder of a resource, if it has one: at once for everybody else."""
@@ -91,11 +92,11 @@ class Catalog:
     def keep_bundle(self, job: str, model: str) -> None:
         """Move the bundle a training process left to its place among the models."""
         source = self._folder(job) / "bundle"
-        sync_directory(source)
+        sync_folder(source)
         # Left by a server that was stopped between this and the record of the model.
         self.remove(model)
         source.rename(self._folder(model))
-        sync_directory(self._folder(model).parent)
+        sync_folder(self._folder(model).parent)
 
 
 class Upload:
@@ -145,12 +146,3 @@ class Upload:
         """Remove what is left of the upload; harmless after it was kept."""
         self._file.close()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def sync_directory(folder: Path) -> None:
-    """Bring a directory's entries to the disk, so that a rename survives a power loss."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

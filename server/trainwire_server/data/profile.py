@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from trainwire.v1 import dataset_pb2
 from trainwire_server.data.damage import apply_to_column
+from trainwire_server.data.durable import replacing
 from trainwire_server.data.readers import open_upload
 from trainwire_server.data.table import column_type
 from trainwire_server.errors import BrokenUpload
@@ -58,7 +55,7 @@ def _ingest(
 ) -> dataset_pb2.Dataset:
     with open_upload(source, data_format) as (schema, batches):
         profile = _Profile(schema)
-        with _replacing(table) as sink, pa.ipc.new_file(sink, profile.stored) as writer:
+        with replacing(table) as sink, pa.ipc.new_file(sink, profile.stored) as writer:
             for chunk in _chunked(_pieces(batches, profile), profile.stored):
                 writer.write_table(chunk)
     return profile.to_proto()
@@ -178,29 +175,3 @@ def _chunked(batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> Iterator[p
             held, rows = [], 0
     if held:
         yield pa.Table.from_batches(held).combine_chunks()
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes the place of `path` when all of it is on disk, or leaves no trace."""
-    with tempfile.NamedTemporaryFile(
-        dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False
-    ) as file:
-        try:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            Path(file.name).replace(path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes the new name itself survive a power loss."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

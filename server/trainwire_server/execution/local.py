@@ -115,6 +115,9 @@ class LocalExecutor:
         try:
             # In a thread: it waits for the fork server, which may still be importing torch.
             await asyncio.to_thread(process.start)
+        except BaseException:
+            server_end.close()
+            raise
         finally:
             child_end.close()
         return LocalExecution(process, *await asyncio.open_connection(sock=server_end))

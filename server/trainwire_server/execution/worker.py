@@ -76,7 +76,7 @@ def _train(connection: socket.socket, task: Train, cancelled: threading.Event) -
         )
         for event in events:
             if event.HasField("succeeded"):
-                frames.send(connection, bundle.describe(task.folder / "bundle"))
+                frames.send(connection, bundle.describe(task.folder / bundle.FOLDER))
             frames.send(connection, event)
     except JobFailure as failure:
         _send_failure(connection, task, failure)

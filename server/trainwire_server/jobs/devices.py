@@ -8,6 +8,7 @@ import os
 import structlog
 
 from trainwire.v1 import system_pb2
+from trainwire_server.execution.answers import ask
 from trainwire_server.execution.executor import Executor, Probe
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -44,26 +45,16 @@ def visible_devices(name: str) -> str:
 async def _probe(executor: Executor) -> system_pb2.SystemInfo:
     """What a child process finds; without an answer there is no GPU to give away."""
     log = structlog.get_logger()
-    try:
-        found = await asyncio.wait_for(_ask(executor), _PROBE_SECONDS)
-    except Exception:
-        log.exception("probe.error")
-        found = system_pb2.SystemInfo()
-    names = [device.name for device in found.devices]
-    log.info("server.devices", devices=names, torch=found.torch_version)
-    return found
-
-
-async def _ask(executor: Executor) -> system_pb2.SystemInfo:
-    execution = await executor.start(Probe())
     found = system_pb2.SystemInfo()
     try:
-        async for message in execution.messages():
+        answers = await asyncio.wait_for(ask(executor, Probe(), "probe.error"), _PROBE_SECONDS)
+        for message in answers.messages:
             if isinstance(message, system_pb2.SystemInfo):
                 found = message
             else:
-                structlog.get_logger().error("probe.error", details=str(message))
-    finally:
-        execution.kill()
-        await execution.wait()
+                log.error("probe.error", details=str(message))
+    except Exception:
+        log.exception("probe.error")
+    names = [device.name for device in found.devices]
+    log.info("server.devices", devices=names, torch=found.torch_version)
     return found

@@ -55,7 +55,7 @@ def new_job(
 def first_events(
     submitted: training_pb2.TrainingRequest, queue_position: int
 ) -> list[training_pb2.TrainingEvent]:
-    """What a new job's log begins with: a warning for each field without effect, then queued."""
+    """What a new job's log begins with: queued, then a warning for each field without effect."""
     queued = training_pb2.JobQueued(queue_position=queue_position)
     warnings = [
         training_pb2.JobWarning(

@@ -28,6 +28,7 @@ from trainwire_server.errors import (
     ServerStopping,
     Untrainable,
 )
+from trainwire_server.execution.answers import ask
 from trainwire_server.execution.executor import Execution, Executor, Plan, Train
 from trainwire_server.jobs import job as jobs
 from trainwire_server.jobs.devices import Devices, visible_devices
@@ -274,16 +275,13 @@ class Manager:
             table=self._catalog.table(job.request.dataset),
             threads=self._threads,
         )
-        execution = await self._executor.start(task)
-        try:
-            async for message in execution.messages():
-                _note_plan(job, message, self._log)
-            status = await execution.wait()
-        finally:
-            execution.kill()
-            await execution.wait()
+        answers = await ask(self._executor, task, "validate.worker_error")
+        for message in answers.messages:
+            _note_plan(job, message)
         if not job.HasField("plan"):
-            raise RequestError(f"the process of the dry run ended with exit status {status}")
+            raise RequestError(
+                f"the process of the dry run ended with exit status {answers.status}"
+            )
 
     # -------------------------------------------------------------------- delete
 
@@ -315,7 +313,7 @@ class Manager:
         await asyncio.shield(self._delete_dataset(name))
 
     async def _delete_dataset(self, name: str) -> None:
-        # Under the lock of submits, dry runs and uploads: nobody may come to need it meanwhile.
+        # Under the lock of submits and uploads: nobody may come to need it meanwhile.
         async with self._submitting:
             if await self._store.dataset(name) is None:
                 raise NotFound(f"{name} does not exist")
@@ -641,9 +639,7 @@ def _lost(status: int, losses: int) -> training_pb2.TrainingEvent:
     return jobs.failed(training_pb2.FAILURE_REASON_WORKER_LOST, message)
 
 
-def _note_plan(
-    job: training_pb2.TrainingJob, message: Message, log: structlog.stdlib.BoundLogger
-) -> None:
+def _note_plan(job: training_pb2.TrainingJob, message: Message) -> None:
     if isinstance(message, training_pb2.TrainingPlan):
         job.plan.CopyFrom(message)
     elif isinstance(message, training_pb2.JobWarning):
@@ -651,8 +647,6 @@ def _note_plan(
     elif isinstance(message, training_pb2.Failure):
         internal = message.reason == training_pb2.FAILURE_REASON_INTERNAL
         raise RequestError(message.message) if internal else Untrainable(message)
-    elif isinstance(message, wrappers_pb2.StringValue):
-        log.error("validate.worker_error", details=message.value)
 
 
 def _note(outcome: _Outcome, message: Message, log: structlog.stdlib.BoundLogger) -> None:

@@ -6,6 +6,7 @@ import bisect
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 from trainwire.v1 import training_pb2
 
@@ -66,8 +67,8 @@ class Queue:
     """Waiting jobs: higher priority first, then first come, first served."""
 
     def __init__(self) -> None:
-        self._waiting: list[tuple[int, int, str]] = []
-        self._jobs: dict[str, training_pb2.TrainingJob] = {}
+        # In order, each with what it is ordered by: minus its priority, then its arrival.
+        self._waiting: list[tuple[tuple[int, int], training_pb2.TrainingJob]] = []
         self._arrivals = 0
 
     def __len__(self) -> int:
@@ -77,30 +78,30 @@ class Queue:
         """Let a job wait behind all of its priority, or before them: it had its turn already."""
         self._arrivals += 1
         arrival = -self._arrivals if first else self._arrivals
-        place = (-job.request.resources.priority, arrival, job.name)
-        bisect.insort(self._waiting, place)
-        self._jobs[job.name] = job
+        place = (-job.request.resources.priority, arrival)
+        bisect.insort(self._waiting, (place, job), key=itemgetter(0))
 
     def remove(self, name: str) -> None:
         """A job waits no longer; nothing happens if it did not."""
-        if self._jobs.pop(name, None) is not None:
-            self._waiting = [place for place in self._waiting if place[2] != name]
+        self._waiting = [entry for entry in self._waiting if entry[1].name != name]
 
     def position(self, name: str) -> int:
         """Place of a job, counted from 1; 0 if it does not wait."""
-        names = [place[2] for place in self._waiting]
-        return names.index(name) + 1 if name in self._jobs else 0
+        places = enumerate((job.name for _, job in self._waiting), start=1)
+        return next((place for place, waiting in places if waiting == name), 0)
 
     def position_of_next(self, priority: int) -> int:
         """The place that a job of this priority would get."""
-        return 1 + sum(1 for place in self._waiting if place[0] <= -priority)
+        return 1 + sum(1 for place, _ in self._waiting if place[0] <= -priority)
 
     def start_next(self, slots: Slots) -> tuple[str, Lease] | None:
-        """Take the first job out for which there is a place. One that waits for a GPU holds
-        nobody up who does not need it."""
-        for _, _, name in self._waiting:
-            lease = slots.take(self._jobs[name])
+        """Take the first job out for which there is a place.
+
+        One that waits for a GPU holds nobody up who does not need it.
+        """
+        for _, job in self._waiting:
+            lease = slots.take(job)
             if lease is not None:
-                self.remove(name)
-                return name, lease
+                self.remove(job.name)
+                return job.name, lease
         return None

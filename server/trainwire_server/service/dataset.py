@@ -13,6 +13,7 @@ from trainwire import contract
 from trainwire.v1 import dataset_pb2, dataset_pb2_grpc, training_pb2
 from trainwire_server.data.catalog import Catalog, Upload
 from trainwire_server.errors import BrokenUpload, NotFound, RequestError
+from trainwire_server.execution.answers import ask
 from trainwire_server.execution.executor import Executor, Ingest
 from trainwire_server.jobs import job as jobs
 from trainwire_server.jobs.manager import Manager
@@ -80,22 +81,15 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
     async def _ingest(self, upload: Upload, data_format: int) -> dataset_pb2.Dataset:
         """Have a child process parse the bytes: whatever they do to it, the server goes on."""
         task = Ingest(upload.source, upload.table, data_format, self._ingest_memory_bytes)
-        execution = await self._executor.start(task)
-        answer: Any = None
-        try:
-            async for message in execution.messages():
-                if isinstance(message, dataset_pb2.Dataset | training_pb2.Failure):
-                    answer = message
-                else:
-                    structlog.get_logger().error("dataset.worker_error", details=str(message))
-            status = await execution.wait()
-        finally:
-            # A caller that left: the process must be gone before its folder is removed.
-            execution.kill()
-            await execution.wait()
-        if isinstance(answer, dataset_pb2.Dataset):
-            return answer
-        raise _ingest_error(answer, status)
+        answers = await ask(self._executor, task, "dataset.worker_error")
+        for message in answers.messages:
+            if isinstance(message, dataset_pb2.Dataset):
+                return message
+            if isinstance(message, training_pb2.Failure):
+                raise _ingest_error(message)
+        raise BrokenUpload(
+            f"the process that parsed the upload died (exit status {answers.status})"
+        )
 
     @rpc
     async def GetDataset(  # noqa: N802
@@ -151,9 +145,7 @@ def _complete(dataset: dataset_pb2.Dataset, name: str, header: dataset_pb2.Datas
     dataset.create_time.CopyFrom(jobs.now())
 
 
-def _ingest_error(answer: training_pb2.Failure | None, status: int) -> RequestError:
-    if answer is None:
-        return BrokenUpload(f"the process that parsed the upload died (exit status {status})")
-    if answer.reason == training_pb2.FAILURE_REASON_INVALID_DATA:
-        return BrokenUpload(answer.message)
-    return RequestError(answer.message)
+def _ingest_error(failure: training_pb2.Failure) -> RequestError:
+    if failure.reason == training_pb2.FAILURE_REASON_INVALID_DATA:
+        return BrokenUpload(failure.message)
+    return RequestError(failure.message)

@@ -17,6 +17,7 @@ from torch import nn
 from trainwire import contract
 from trainwire.architectures.build import build
 from trainwire.v1 import model_pb2, training_pb2
+from trainwire_server.data import durable
 from trainwire_server.data.prepare import Prepared
 from trainwire_server.training import checkpoint, model_card
 
@@ -54,15 +55,15 @@ def write(
     _write_json(partial / PREPROCESSING, _preprocessing_json(prepared))
     _write_json(partial / METRICS, _metrics_json(result))
     card = model_card.render(request, prepared, result)
-    checkpoint.write_file(partial / CARD, card.encode())
+    durable.write_file(partial / CARD, card.encode())
     shutil.rmtree(folder, ignore_errors=True)
     os.rename(partial, folder)
-    checkpoint.sync_folder(folder.parent)
+    durable.sync_folder(folder.parent)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-    checkpoint.write_file(path, f"{text}\n".encode())
+    durable.write_file(path, f"{text}\n".encode())
 
 
 def _preprocessing_json(prepared: Prepared) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from google.protobuf import json_format
 from torch import Tensor, nn
 
 from trainwire.v1 import training_pb2
+from trainwire_server.data.durable import sync_folder, write_file
 from trainwire_server.training.setup import Setup
 
 BEST = "best.safetensors"
@@ -263,29 +263,3 @@ def _load(path: Path) -> Snapshot | None:
 def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
     """Write weights in the safetensors format, whole or not at all; the bytes follow from them."""
     write_file(path, safetensors.torch.save(dict(weights)))
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file so that after a crash or power loss it is the old one or the whole new one."""
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
-        # A full disk needs the room.
-        with suppress(OSError):
-            partial.unlink()
-        raise
-    partial.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames within a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

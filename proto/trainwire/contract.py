@@ -20,7 +20,7 @@ import json
 import math
 import operator
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, TypeVar, cast
@@ -49,6 +49,7 @@ __all__ = [
     "contract_version",
     "describe",
     "differences",
+    "listing",
     "request_digest",
     "resolve",
     "set_fields",
@@ -82,11 +83,16 @@ class Violation:
         return f"{self.field}: {self.description}"
 
 
+def listing(violations: Iterable[Violation]) -> str:
+    """Violations in one line, as messages of errors have them."""
+    return "; ".join(str(violation) for violation in violations)
+
+
 class ContractError(ValueError):
     """A message breaks the contract; `violations` says where and how."""
 
     def __init__(self, violations: list[Violation]) -> None:
-        super().__init__("; ".join(str(violation) for violation in violations))
+        super().__init__(listing(violations))
         self.violations = violations
 
 
@@ -163,7 +169,8 @@ def _default(field: FieldDescriptor) -> Any:
     return int(plain) if field.cpp_type in _INTEGERS else plain
 
 
-def _join(path: str, name: str) -> str:
+def join_path(path: str, name: str) -> str:
+    """The path of a field below another one; "" is the root."""
     return f"{path}.{name}" if path else name
 
 
@@ -243,7 +250,7 @@ def _unknown(message: Message, path: str) -> Iterator[Violation]:
     for number in _unknown_numbers(message):
         yield _unreadable(cast("Descriptor", message.DESCRIPTOR), number, path)
     for field, value in message.ListFields():
-        for child_path, child in _children(field, value, _join(path, field.name)):
+        for child_path, child in _children(field, value, join_path(path, field.name)):
             yield from _unknown(child, child_path)
 
 
@@ -258,9 +265,9 @@ def _unreadable(descriptor: Descriptor, number: int, path: str) -> Violation:
     known = descriptor.fields_by_number.get(number)
     if known is None:
         problem = f"unknown field number {number} of {descriptor.full_name}; {_not_here()}"
-        return Violation(_join(path, str(number)), problem)
+        return Violation(join_path(path, str(number)), problem)
     # protobuf also puts aside what has another type on the wire, and map entries with more in them.
-    return Violation(_join(path, known.name), f"cannot be read as {type_text(known)}")
+    return Violation(join_path(path, known.name), f"cannot be read as {type_text(known)}")
 
 
 def _children(field: FieldDescriptor, value: Any, path: str) -> Iterator[tuple[str, Message]]:
@@ -277,9 +284,9 @@ def _broken(message: Message, path: str) -> Iterator[Violation]:
     for oneof in _oneofs(message):
         if oneof_param(oneof).required and message.WhichOneof(oneof.name) is None:
             names = ", ".join(field.name for field in oneof.fields)
-            yield Violation(_join(path, oneof.name), f"required: set one of {names}")
+            yield Violation(join_path(path, oneof.name), f"required: set one of {names}")
     for field in _fields(message):
-        yield from _broken_field(message, field, _join(path, field.name))
+        yield from _broken_field(message, field, join_path(path, field.name))
 
 
 def _broken_field(message: Message, field: FieldDescriptor, path: str) -> Iterator[Violation]:
@@ -371,7 +378,7 @@ def _broken_relations(
     message: Message, root: Message, path: str, blamed: set[str]
 ) -> Iterator[Violation]:
     for field in _fields(message):
-        here = _join(path, field.name)
+        here = join_path(path, field.name)
         if _is_node(field):
             if message.HasField(field.name):
                 yield from _broken_relations(getattr(message, field.name), root, here, blamed)
@@ -397,7 +404,7 @@ def _broken_limits(
 
 
 def _sibling(parent: str, name: str) -> str:
-    return _join(parent, name) if name else ""
+    return join_path(parent, name) if name else ""
 
 
 def _below_one(one: float, other: float) -> bool:
@@ -431,9 +438,9 @@ def beyond(answer: Message) -> list[Violation]:
 def _beyond(message: Message, path: str) -> Iterator[Violation]:
     for number in _unknown_numbers(message):
         what = f"unknown field number {number} of {message.DESCRIPTOR.full_name}"
-        yield _newer(_join(path, str(number)), what)
+        yield _newer(join_path(path, str(number)), what)
     for field, value in message.ListFields():
-        here = _join(path, field.name)
+        here = join_path(path, field.name)
         if field.enum_type is not None:
             yield from _unknown_values(field.enum_type, value, here)
         for child_path, child in _children(field, value, here):
@@ -481,7 +488,7 @@ def set_fields(message: Message) -> list[str]:
 
 def _set_fields(message: Message, path: str) -> Iterator[str]:
     for field, value in message.ListFields():
-        yield from _set_at(field, value, _join(path, field.name))
+        yield from _set_at(field, value, join_path(path, field.name))
 
 
 def _set_at(field: FieldDescriptor, value: Any, path: str) -> Iterator[str]:
@@ -528,7 +535,7 @@ def differences(one: Message, other: Message) -> list[str]:
 
 def _differences(one: Message, other: Message, path: str) -> Iterator[str]:
     for field in _fields(one):
-        here = _join(path, field.name)
+        here = join_path(path, field.name)
         mine, theirs = getattr(one, field.name), getattr(other, field.name)
         if field.has_presence and one.HasField(field.name) != other.HasField(field.name):
             yield from _set_at(field, mine if one.HasField(field.name) else theirs, here)
@@ -576,12 +583,17 @@ def contract_digest() -> str:
 
 def describe(message: type[Message] = training_pb2.TrainingRequest) -> list[Parameter]:
     """Every leaf field below a message, depth first in the order of the proto file."""
-    return list(_describe(cast("Descriptor", message.DESCRIPTOR), ""))
+    return list(_parameters(cast("Descriptor", message.DESCRIPTOR)))
+
+
+@cache
+def _parameters(descriptor: Descriptor) -> tuple[Parameter, ...]:
+    return tuple(_describe(descriptor, ""))
 
 
 def _describe(descriptor: Descriptor, path: str) -> Iterator[Parameter]:
     for field in descriptor.fields:
-        here = _join(path, field.name)
+        here = join_path(path, field.name)
         if _is_node(field):
             yield from _describe(cast("Descriptor", field.message_type), here)
         else:
@@ -649,10 +661,7 @@ def range_text(field: FieldDescriptor) -> str:
     low = f"({_plain(param.exclusive_minimum)}" if param.HasField("exclusive_minimum") else low
     high = f"{_plain(param.maximum)}]" if param.HasField("maximum") else ""
     high = f"{_plain(param.exclusive_maximum)})" if param.HasField("exclusive_maximum") else high
-    if not low and field.cpp_type in (
-        FieldDescriptor.CPPTYPE_UINT32,
-        FieldDescriptor.CPPTYPE_UINT64,
-    ):
+    if not low and field.cpp_type in _UNSIGNED:
         low = "[0" if high else ""
     if not low and not high:
         return "any finite number" if field.cpp_type in _REALS else ""

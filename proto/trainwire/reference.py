@@ -26,6 +26,7 @@ from trainwire.contract import (
     field_param,
     is_map,
     is_repeated,
+    join_path,
     oneof_param,
     written_oneofs,
 )
@@ -82,7 +83,7 @@ def markdown() -> str:
 def _training_sections() -> Iterator[str]:
     for path, descriptor in _messages(_ROOT, ""):
         heading = f"`{path}`: {descriptor.name}" if path else "The request itself"
-        rows = [_row(field, _join(path, field.name)) for field in _leaves(descriptor)]
+        rows = [_row(field, join_path(path, field.name)) for field in _leaves(descriptor)]
         if rows:
             yield f"### {heading}"
             yield _table(_HEADER, rows)
@@ -95,7 +96,7 @@ def _other_sections() -> Iterator[str]:
         choices = [_oneof_text(oneof, "") for _, oneof in _oneofs(descriptor, "")]
         yield from (f"{name}: {members}; {default}." for name, members, default in choices)
         parameters = [
-            (_join(path, field.name), field)
+            (join_path(path, field.name), field)
             for path, message in _messages(descriptor, "")
             for field in _leaves(message)
         ]
@@ -156,7 +157,7 @@ def _oneof_text(oneof: OneofDescriptor, path: str) -> tuple[str, str, str]:
     param = oneof_param(oneof)
     members = ", ".join(_code(field.name) for field in oneof.fields)
     default = f"{_code(param.default)} is taken" if param.default else "nothing is taken"
-    return _code(_join(path, oneof.name)), members, "required" if param.required else default
+    return _code(join_path(path, oneof.name)), members, "required" if param.required else default
 
 
 def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -336,16 +337,12 @@ def _whole(value: Any) -> Any:
 # ------------------------------------------------------------------------ walking
 
 
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
-
-
 def _messages(descriptor: Descriptor, path: str) -> Iterator[tuple[str, Descriptor]]:
     """A message and the single messages below it, depth first, with their paths."""
     yield path, descriptor
     for field in descriptor.fields:
         if field.message_type is not None and not is_repeated(field):
-            yield from _messages(field.message_type, _join(path, field.name))
+            yield from _messages(field.message_type, join_path(path, field.name))
 
 
 def _leaves(descriptor: Descriptor) -> list[FieldDescriptor]:

@@ -23,6 +23,7 @@ from trainwire.v1 import (
 )
 from trainwire_server.data.catalog import Catalog, DataDirectoryInUse
 from trainwire_server.execution.local import LocalExecutor
+from trainwire_server.jobs.datasets import Datasets
 from trainwire_server.jobs.devices import Devices
 from trainwire_server.jobs.manager import Manager
 from trainwire_server.jobs.queue import Slots
@@ -97,12 +98,14 @@ async def _serve(settings: Settings, catalog: Catalog, store: Store) -> None:
     stop = _stop_signal()
     server = grpc.aio.server(interceptors=[DecodeInterceptor()], options=_OPTIONS)
     address = _bind(server, settings.listen)
+    datasets = Datasets(store, catalog)
     executor = LocalExecutor()
     devices = Devices(executor)
     slots = Slots(settings.max_concurrent_jobs, settings.jobs_per_device)
     manager = Manager(
         store,
         catalog,
+        datasets,
         executor,
         devices,
         slots,
@@ -113,7 +116,7 @@ async def _serve(settings: Settings, catalog: Catalog, store: Store) -> None:
     training_pb2_grpc.add_TrainingServiceServicer_to_server(TrainingService(manager), server)
     memory = settings.ingest_memory_mb * 2**20
     dataset_pb2_grpc.add_DatasetServiceServicer_to_server(
-        DatasetService(store, catalog, executor, manager, memory), server
+        DatasetService(store, catalog, datasets, executor, memory), server
     )
     model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(store, catalog), server)
     system_pb2_grpc.add_SystemServiceServicer_to_server(

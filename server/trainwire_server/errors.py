@@ -10,6 +10,12 @@ from trainwire.contract import Violation
 from trainwire.v1 import training_pb2
 
 
+def listed(names: list[str], most: int) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 class JobFailure(Exception):
     """Ends a job in FAILED.
 

@@ -12,6 +12,7 @@ from trainwire.v1 import training_pb2
 from trainwire_server.data import labels, samples, scaling, splits, windows
 from trainwire_server.data.suitability import feature_columns
 from trainwire_server.data.table import StoredTable
+from trainwire_server.errors import listed
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,7 @@ def _warn_of_constant_features(
         training_pb2.JobWarning(
             reason=training_pb2.WARNING_REASON_CONSTANT_FEATURE,
             message=f"{len(constant)} of {len(columns)} features have one value only over the "
-            f"training rows, and are not scaled: {samples.listed(constant)}",
+            f"training rows, and are not scaled: {listed(constant, samples.MOST_NAMES)}",
             field="data.windows.feature_columns",
         )
     ]

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from trainwire.contract import Violation
 from trainwire.v1 import training_pb2
 from trainwire_server.data import labels, splits, windows
-from trainwire_server.errors import JobFailure
+from trainwire_server.errors import JobFailure, listed
 
 _NAMES = {splits.TRAIN: "training", splits.VALIDATION: "validation", splits.TEST: "test"}
 _SHARE_REMEDIES = {
@@ -18,7 +18,8 @@ _SHARE_REMEDIES = {
     splits.VALIDATION: ("validation_fraction", "a larger share has more rows"),
     splits.TEST: ("train_fraction", "a smaller share leaves more rows for the test split"),
 }
-_MOST_NAMES = 10
+MOST_NAMES = 10
+"""Names that a message lists before it only counts."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def warn_of_unseen_classes(
         training_pb2.JobWarning(
             reason=training_pb2.WARNING_REASON_UNSEEN_CLASS,
             message=f"{len(unseen)} of {len(samples.class_names)} classes occur in validation or "
-            f"test but not in training, and cannot be learnt: {listed(unseen)}",
+            f"test but not in training, and cannot be learnt: {listed(unseen, MOST_NAMES)}",
             field=target_path(request),
         )
     ]
@@ -184,9 +185,3 @@ def target_path(request: training_pb2.TrainingRequest) -> str:
     """Path of the field that says where labels come from."""
     by_column = request.data.WhichOneof("target") == "column"
     return "data.column.name" if by_column else "data.threshold"
-
-
-def listed(names: list[str]) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return ", ".join(names[:_MOST_NAMES]) + more

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from trainwire.contract import Violation
 from trainwire.v1 import dataset_pb2, training_pb2
+from trainwire_server.errors import listed
 
 _FEATURES_PATH = "data.windows.feature_columns"
 _NUMERIC = (
@@ -134,12 +135,7 @@ def _broken_column(
 def _missing(name: str, names: list[str]) -> str:
     close = difflib.get_close_matches(name, names)
     hint = f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
-    return f"the dataset has no column {name!r}{hint}; there are: {_listed(names)}"
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return ", ".join(names[:_MOST_NAMES]) + more
+    return f"the dataset has no column {name!r}{hint}; there are: {listed(names, _MOST_NAMES)}"
 
 
 def _wrong_type(role: str, column: dataset_pb2.DatasetColumn) -> str:

@@ -9,34 +9,32 @@ from dataclasses import dataclass, field
 from typing import cast
 
 import structlog
-from google.protobuf import json_format, wrappers_pb2
+from google.protobuf import wrappers_pb2
 from google.protobuf.message import Message
 
 from trainwire import contract
 from trainwire.v1 import dataset_pb2, model_pb2, training_pb2
 from trainwire_server.data import suitability
-from trainwire_server.data.catalog import Catalog, Upload
+from trainwire_server.data.catalog import Catalog
 from trainwire_server.errors import (
     AlreadyExists,
-    DatasetInUse,
     DatasetUnsuitable,
     DeviceUnavailable,
     JobNotFinished,
     NotFound,
-    RequestError,
     SequenceOutOfRange,
     ServerStopping,
-    Untrainable,
 )
-from trainwire_server.execution.answers import ask
-from trainwire_server.execution.executor import Execution, Executor, Plan, Train
+from trainwire_server.execution.executor import Execution, Executor, Train
+from trainwire_server.jobs import dry_run
 from trainwire_server.jobs import job as jobs
+from trainwire_server.jobs.datasets import Datasets
 from trainwire_server.jobs.devices import Devices, visible_devices
 from trainwire_server.jobs.feed import Feed
+from trainwire_server.jobs.log_lines import ending, log_event, parameters
 from trainwire_server.jobs.queue import Lease, Queue, Slots
 from trainwire_server.jobs.store import Store
 
-_NAMED_USERS = 5
 _BATCH = 256
 """Events read from the log at once by a watcher: what bounds its memory."""
 
@@ -77,6 +75,7 @@ class Manager:
         self,
         store: Store,
         catalog: Catalog,
+        datasets: Datasets,
         executor: Executor,
         devices: Devices,
         slots: Slots,
@@ -86,6 +85,7 @@ class Manager:
     ) -> None:
         self._store = store
         self._catalog = catalog
+        self._datasets = datasets
         self._executor = executor
         self._devices = devices
         self._slots = slots
@@ -95,7 +95,6 @@ class Manager:
         self._active: dict[str, _Active] = {}
         self._queue = Queue()
         self._running: dict[str, asyncio.Task[None]] = {}
-        self._submitting = asyncio.Lock()
         self._planning = asyncio.Lock()
         self._stopping = False
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -133,9 +132,8 @@ class Manager:
             active.has_started = await self._log_has_started(job.name)
             self._queue.add(active.job)
             return
-        listing = "; ".join(str(violation) for violation in unknown)
         reason = training_pb2.FAILURE_REASON_INVALID_REQUEST
-        await self._end(self._activate(job), jobs.failed(reason, listing))
+        await self._end(self._activate(job), jobs.failed(reason, contract.listing(unknown)))
 
     async def _let_wait(self, job: training_pb2.TrainingJob) -> training_pb2.TrainingJob:
         """The job, waiting if it was training."""
@@ -186,8 +184,9 @@ class Manager:
         if request.resources.device == training_pb2.DEVICE_CUDA:
             # Outside the lock: the probe may take a while, and other submits need not wait for it.
             await self._devices.names()
-        # One at a time, so that two calls with one request_id cannot both find it new.
-        async with self._submitting:
+        # One at a time, so that two calls with one request_id cannot both find it new, and that no
+        # dataset goes between its check and the job that refers to it.
+        async with self._datasets.lock:
             before = await self._submitted_before(request)
             if before is not None:
                 return before
@@ -265,23 +264,9 @@ class Manager:
             cast("Message", job).ClearField(name)
         # One at a time: a dry run takes memory beside the jobs that have a place.
         async with self._planning:
-            await self._plan(job)
+            table = self._catalog.table(job.request.dataset)
+            await dry_run.plan(self._executor, job, table, self._threads)
         return job
-
-    async def _plan(self, job: training_pb2.TrainingJob) -> None:
-        """Let a child process fill in `plan` and add to `warnings`."""
-        task = Plan(
-            request=job.request.SerializeToString(),
-            table=self._catalog.table(job.request.dataset),
-            threads=self._threads,
-        )
-        answers = await ask(self._executor, task, "validate.worker_error")
-        for message in answers.messages:
-            _note_plan(job, message)
-        if not job.HasField("plan"):
-            raise RequestError(
-                f"the process of the dry run ended with exit status {answers.status}"
-            )
 
     # -------------------------------------------------------------------- delete
 
@@ -302,35 +287,6 @@ class Manager:
             raise JobNotFinished(f"{name} is {state}; cancel it first")
         await self._store.delete_job(name)
         await asyncio.to_thread(self._catalog.remove, name)
-
-    async def delete_dataset(self, name: str) -> None:
-        """Delete a dataset no job refers to.
-
-        Raises:
-            NotFound: no such dataset.
-            DatasetInUse: jobs refer to it.
-        """
-        await asyncio.shield(self._delete_dataset(name))
-
-    async def _delete_dataset(self, name: str) -> None:
-        # Under the lock of submits and uploads: nobody may come to need it meanwhile.
-        async with self._submitting:
-            if await self._store.dataset(name) is None:
-                raise NotFound(f"{name} does not exist")
-            users = await self._store.jobs_of_dataset(name, limit=_NAMED_USERS + 1)
-            if users:
-                more = " and others" if len(users) > _NAMED_USERS else ""
-                listing = ", ".join(users[:_NAMED_USERS])
-                raise DatasetInUse(f"{name} is used by {listing}{more}; delete these jobs first")
-            await self._store.delete_dataset(name)
-            await asyncio.to_thread(self._catalog.remove, name)
-
-    async def keep_dataset(self, upload: Upload, dataset: dataset_pb2.Dataset) -> None:
-        """Take a finished upload in, unless the same bytes are there already."""
-        async with self._submitting:
-            if await self._store.dataset(dataset.name) is None:
-                await asyncio.to_thread(self._catalog.keep_upload, upload, dataset.name)
-                await self._store.add_dataset(dataset)
 
     # -------------------------------------------------------------------- read
 
@@ -510,7 +466,7 @@ class Manager:
             job = jobs.begin(active.job, jobs.now())
             await self._store.save(job)
             active.job = job
-        log.info("job.started", lease=lease.device, **_parameters(active.job))
+        log.info("job.started", lease=lease.device, **parameters(active.job))
         execution = await self._executor.start(self._task(active.job, lease))
         try:
             await self._attach(active, execution)
@@ -547,7 +503,7 @@ class Manager:
             if isinstance(message, training_pb2.TrainingEvent) and not jobs.is_terminal(message):
                 async with active.lock:
                     await self._record(active, message)
-                _log_event(log, message)
+                log_event(log, message)
             else:
                 _note(outcome, message, log)
         return outcome
@@ -578,7 +534,7 @@ class Manager:
         active.losses = 0 if stamped.HasField("epoch") else active.losses
         if jobs.is_terminal(stamped):
             del self._active[job.name]
-            self._log.info("job.ended", job=job.name, **_ending(job))
+            self._log.info("job.ended", job=job.name, **ending(job))
         active.feed.publish()
 
     async def _end(
@@ -623,8 +579,8 @@ class Manager:
 def _check_suitability(request: training_pb2.TrainingRequest, dataset: dataset_pb2.Dataset) -> None:
     found = suitability.check(contract.resolve(request), dataset)
     if found:
-        listing = "; ".join(str(violation) for violation in found)
-        raise DatasetUnsuitable(f"{dataset.name} cannot be trained on: {listing}", tuple(found))
+        message = f"{dataset.name} cannot be trained on: {contract.listing(found)}"
+        raise DatasetUnsuitable(message, tuple(found))
 
 
 def _lost(status: int, losses: int) -> training_pb2.TrainingEvent:
@@ -639,16 +595,6 @@ def _lost(status: int, losses: int) -> training_pb2.TrainingEvent:
     return jobs.failed(training_pb2.FAILURE_REASON_WORKER_LOST, message)
 
 
-def _note_plan(job: training_pb2.TrainingJob, message: Message) -> None:
-    if isinstance(message, training_pb2.TrainingPlan):
-        job.plan.CopyFrom(message)
-    elif isinstance(message, training_pb2.JobWarning):
-        job.warnings.append(message)
-    elif isinstance(message, training_pb2.Failure):
-        internal = message.reason == training_pb2.FAILURE_REASON_INTERNAL
-        raise RequestError(message.message) if internal else Untrainable(message)
-
-
 def _note(outcome: _Outcome, message: Message, log: structlog.stdlib.BoundLogger) -> None:
     if isinstance(message, training_pb2.TrainingEvent):
         outcome.last = message
@@ -656,32 +602,3 @@ def _note(outcome: _Outcome, message: Message, log: structlog.stdlib.BoundLogger
         outcome.model = message
     elif isinstance(message, wrappers_pb2.StringValue):
         log.error("job.worker_error", details=message.value)
-
-
-def _parameters(job: training_pb2.TrainingJob) -> dict[str, object]:
-    """The effective parameters, for one line of log."""
-    plain = json_format.MessageToDict(job.request, preserving_proto_field_name=True)
-    return {"set_fields": list(job.set_fields), "request": plain}
-
-
-def _ending(job: training_pb2.TrainingJob) -> dict[str, object]:
-    ending: dict[str, object] = {"state": training_pb2.JobState.Name(job.state)}
-    if job.HasField("failure"):
-        ending["reason"] = training_pb2.FailureReason.Name(job.failure.reason)
-        ending["message"] = job.failure.message
-    return ending
-
-
-def _log_event(log: structlog.stdlib.BoundLogger, event: training_pb2.TrainingEvent) -> None:
-    if event.HasField("epoch"):
-        epoch = event.epoch
-        log.info(
-            "job.epoch",
-            epoch=epoch.epoch,
-            train_loss=round(epoch.train.loss, 6),
-            validation_loss=round(epoch.validation.loss, 6),
-            macro_f1=round(epoch.validation.macro_f1, 4),
-            seconds=round(epoch.seconds, 3),
-        )
-    elif event.HasField("warning"):
-        log.warning("job.warning", message=event.warning.message)

@@ -16,7 +16,7 @@ from trainwire_server.errors import BrokenUpload, NotFound, RequestError
 from trainwire_server.execution.answers import ask
 from trainwire_server.execution.executor import Executor, Ingest
 from trainwire_server.jobs import job as jobs
-from trainwire_server.jobs.manager import Manager
+from trainwire_server.jobs.datasets import Datasets
 from trainwire_server.jobs.store import Store
 from trainwire_server.service.pages import page_bounds, page_token
 from trainwire_server.service.status import check, rpc
@@ -29,14 +29,14 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
         self,
         store: Store,
         catalog: Catalog,
+        datasets: Datasets,
         executor: Executor,
-        manager: Manager,
         ingest_memory_bytes: int,
     ) -> None:
         self._store = store
         self._catalog = catalog
+        self._datasets = datasets
         self._executor = executor
-        self._manager = manager
         self._ingest_memory_bytes = ingest_memory_bytes
         self._parsing = asyncio.Lock()
 
@@ -71,7 +71,7 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
 
     async def _keep(self, upload: Upload, dataset: dataset_pb2.Dataset) -> None:
         """Take the upload in; done before it is discarded, even if the caller leaves."""
-        keeping = asyncio.create_task(self._manager.keep_dataset(upload, dataset))
+        keeping = asyncio.create_task(self._datasets.keep(upload, dataset))
         try:
             await asyncio.shield(keeping)
         except asyncio.CancelledError:
@@ -113,7 +113,7 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
     async def DeleteDataset(  # noqa: N802
         self, request: dataset_pb2.DeleteDatasetRequest, context: Any
     ) -> empty_pb2.Empty:
-        await self._manager.delete_dataset(request.name)
+        await self._datasets.delete(request.name)
         return empty_pb2.Empty()
 
 

@@ -101,8 +101,7 @@ def check(request: Message | Undecodable) -> None:
         raise errors.InvalidRequest("the bytes of the request are no message of this call")
     found = contract.violations(request)
     if found:
-        listing = "; ".join(str(violation) for violation in found)
-        raise errors.InvalidRequest(listing, tuple(found))
+        raise errors.InvalidRequest(contract.listing(found), tuple(found))
 
 
 def to_status(error: errors.RequestError) -> status_pb2.Status:
@@ -150,7 +149,7 @@ def _bad_request(
 def _short_message(error: errors.RequestError) -> str:
     """The message; one too long that lists the violations goes on only to the last that fits."""
     parts = [str(violation) for violation in error.violations]
-    listing = "; ".join(parts)
+    listing = contract.listing(error.violations)
     shortened = _cut(error.message, _MESSAGE_BYTES, _escaped_bytes)
     if shortened == error.message or not (parts and error.message.endswith(listing)):
         return shortened

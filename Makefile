@@ -29,8 +29,8 @@ demo: install ## train on real market data over the wire and show the result
 serve: install ## run a server on 127.0.0.1:50051
 	$(BIN)/trainwire-server --data-dir trainwire-data
 
-test: install ## run the tests
-	$(BIN)/pytest -q
+test: install ## run the tests, a file at a time in each of two processes
+	$(BIN)/pytest -q -n 2 --dist loadfile
 
 test-gpu: ## run the tests that need a GPU; any python3 with torch, numpy, pyarrow and safetensors
 	PYTHONPATH=proto:server:client $(PYTHON) -m pytest -q tests/gpu

@@ -1,0 +1,249 @@
+"""The life of jobs when the database, the probe or a caller fails: faults no real server gives."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf.message import Message
+
+from trainwire.v1 import dataset_pb2, system_pb2, training_pb2
+from trainwire_server.data.catalog import Catalog
+from trainwire_server.execution.executor import Probe, Task
+from trainwire_server.jobs.datasets import Datasets
+from trainwire_server.jobs.devices import Devices
+from trainwire_server.jobs.manager import Manager
+from trainwire_server.jobs.queue import Slots
+from trainwire_server.jobs.store import Store
+
+SHA256 = "0" * 64
+DATASET = dataset_pb2.Dataset(
+    name=f"datasets/sha256-{SHA256}",
+    sha256=SHA256,
+    row_count=500,
+    columns=[
+        dataset_pb2.DatasetColumn(name="x", type=dataset_pb2.COLUMN_TYPE_FLOAT),
+        dataset_pb2.DatasetColumn(name="y", type=dataset_pb2.COLUMN_TYPE_INTEGER),
+    ],
+)
+
+
+class FaultyStore(Store):
+    """A database that can be told to refuse so many writes."""
+
+    refusals = 0
+
+    async def save(self, *args: Any, **kwargs: Any) -> None:
+        if self.refusals:
+            self.refusals -= 1
+            raise sqlite3.OperationalError("database or disk is full")
+        await super().save(*args, **kwargs)
+
+
+class Child:
+    """A process that says nothing until it is gone."""
+
+    pid = 0
+
+    def __init__(self, said: list[Message]) -> None:
+        self.cancels = 0
+        self.gone = asyncio.Event()
+        self._said = said
+
+    async def messages(self) -> AsyncIterator[Message]:
+        for message in self._said:
+            yield message
+        if not self._said:
+            await self.gone.wait()
+
+    def cancel(self) -> None:
+        self.cancels += 1
+
+    def kill(self) -> None:
+        self.gone.set()
+
+    async def wait(self) -> int:
+        if not self._said:
+            await self.gone.wait()
+        return -9
+
+
+class Children:
+    """An executor whose probe can be told to fail."""
+
+    name = "test"
+
+    def __init__(self, probe_fails: bool = False) -> None:
+        self.started: list[Child] = []
+        self.began = asyncio.Event()
+        self._probe_fails = probe_fails
+
+    async def start(self, task: Task) -> Child:
+        if isinstance(task, Probe):
+            if self._probe_fails:
+                raise BlockingIOError("no more processes")
+            cpu = system_pb2.DeviceInfo(name="cpu")
+            return Child([system_pb2.SystemInfo(devices=[cpu])])
+        self.started.append(Child([]))
+        self.began.set()
+        return self.started[-1]
+
+
+class Bench:
+    """A manager on a real database and a real data directory."""
+
+    def __init__(self, folder: Path, probe_fails: bool = False) -> None:
+        self.catalog = Catalog(folder)
+        self.store = FaultyStore(self.catalog.database)
+        self.children = Children(probe_fails)
+        self.manager = Manager(
+            self.store,
+            self.catalog,
+            Datasets(self.store, self.catalog),
+            self.children,
+            Devices(self.children),
+            Slots(1, 1),
+            threads=1,
+            grace=60.0,
+            max_attempts=3,
+        )
+
+    async def start_job(self) -> training_pb2.TrainingJob:
+        """A job whose process has been started."""
+        await self.store.add_dataset(DATASET)
+        await self.manager.recover()
+        request = training_pb2.TrainingRequest(dataset=DATASET.name)
+        request.data.column.name = "y"
+        job = await self.manager.submit(request)
+        await self.children.began.wait()
+        return await self.manager.get(job.name)
+
+    async def close(self) -> None:
+        await self.manager.close()
+        await self.store.close()
+        self.catalog.close()
+
+
+def run(work: Callable[[], Awaitable[None]]) -> None:
+    async def limited() -> None:
+        await asyncio.wait_for(work(), 30)
+
+    asyncio.run(limited())
+
+
+def test_a_cancel_that_could_not_be_stored_can_be_asked_for_again(tmp_path: Path) -> None:
+    async def work() -> None:
+        bench = Bench(tmp_path)
+        job = await bench.start_job()
+        bench.store.refusals = 1
+        with pytest.raises(sqlite3.OperationalError):
+            await bench.manager.cancel(job.name)
+        assert (await bench.manager.get(job.name)).state == training_pb2.JOB_STATE_RUNNING
+        cancelled = await bench.manager.cancel(job.name)
+        assert cancelled.state == training_pb2.JOB_STATE_CANCELLING
+        assert [child.cancels for child in bench.children.started] == [1]
+        bench.children.started[0].kill()
+        events = [event async for event in bench.manager.watch(job.name, 0)]
+        assert events[-1].HasField("cancelled")
+        await bench.close()
+
+    run(work)
+
+
+def test_a_job_ends_even_if_its_end_could_not_be_stored_at_first(tmp_path: Path) -> None:
+    async def work() -> None:
+        bench = Bench(tmp_path)
+        job = await bench.start_job()
+        # Neither that the job waits for another process nor that it has failed can be stored.
+        bench.store.refusals = 2
+        bench.children.started[0].kill()
+        events = [event async for event in bench.manager.watch(job.name, 0)]
+        assert events[-1].failed.failure.reason == training_pb2.FAILURE_REASON_INTERNAL
+        assert bench.store.refusals == 0
+        await bench.close()
+
+    run(work)
+
+
+def test_without_an_answer_of_the_probe_jobs_train_on_the_cpu(tmp_path: Path) -> None:
+    async def work() -> None:
+        bench = Bench(tmp_path, probe_fails=True)
+        job = await bench.start_job()
+        assert job.state == training_pb2.JOB_STATE_RUNNING
+        await bench.close()
+
+    run(work)
+
+
+# ------------------------------------------------------------------------ datasets
+
+
+class SlowCatalog(Catalog):
+    """Removing a folder takes until it is allowed to."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.removing, self.may_remove = threading.Event(), threading.Event()
+
+    def remove(self, name: str) -> None:
+        self.removing.set()
+        assert self.may_remove.wait(30)
+        super().remove(name)
+
+
+async def upload(catalog: Catalog, datasets: Datasets) -> None:
+    taken = catalog.begin_upload(0, SHA256)
+    taken.table.write_bytes(b"table")
+    await datasets.keep(taken, DATASET)
+    taken.discard()
+
+
+async def begin_removal(catalog: SlowCatalog, datasets: Datasets) -> asyncio.Task[None]:
+    """A stored dataset whose deletion is half done."""
+    catalog.may_remove.set()
+    await upload(catalog, datasets)
+    catalog.may_remove.clear()
+    catalog.removing.clear()
+    deletion = asyncio.create_task(datasets.delete(DATASET.name))
+    await asyncio.to_thread(catalog.removing.wait, 30)
+    return deletion
+
+
+def test_an_upload_during_a_deletion_is_whole_afterwards(tmp_path: Path) -> None:
+    async def work() -> None:
+        catalog = SlowCatalog(tmp_path)
+        store = Store(catalog.database)
+        datasets = Datasets(store, catalog)
+        deletion = await begin_removal(catalog, datasets)
+        again = asyncio.create_task(upload(catalog, datasets))
+        catalog.may_remove.set()
+        await asyncio.gather(deletion, again)
+        assert await store.dataset(DATASET.name) == DATASET
+        assert catalog.table(DATASET.name).read_bytes() == b"table"
+        await store.close()
+        catalog.close()
+
+    run(work)
+
+
+def test_a_caller_that_leaves_a_deletion_leaves_no_files_behind(tmp_path: Path) -> None:
+    async def work() -> None:
+        catalog = SlowCatalog(tmp_path)
+        store = Store(catalog.database)
+        datasets = Datasets(store, catalog)
+        deletion = await begin_removal(catalog, datasets)
+        deletion.cancel()
+        await asyncio.wait([deletion])
+        catalog.may_remove.set()
+        async with datasets.lock:
+            assert await store.dataset(DATASET.name) is None
+            assert not catalog.table(DATASET.name).exists()
+        await store.close()
+        catalog.close()
+
+    run(work)

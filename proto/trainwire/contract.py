@@ -157,6 +157,11 @@ def _is_node(field: FieldDescriptor) -> bool:
     return field.message_type is not None and not is_repeated(field)
 
 
+def is_partial(field: FieldDescriptor) -> bool:
+    """Whether the field is a message that is laid over another one, and incomplete by itself."""
+    return field_param(field).partial
+
+
 def _default(field: FieldDescriptor) -> Any:
     """The declared default as a Python value, or None."""
     value = field_param(field).default
@@ -189,7 +194,7 @@ def resolve(message: _M) -> _M:
     """A copy of `message` with every field that has a default set.
 
     Oneofs take their default member, nested messages are created, and fields without a default
-    (a column name, say) stay as they are. The input is not changed.
+    (a column name, say) stay as they are, as do partial messages. The input is not changed.
     """
     resolved = type(message)()
     resolved.CopyFrom(message)
@@ -208,6 +213,8 @@ def _fill(message: Message) -> None:
 
 
 def _fill_field(message: Message, field: FieldDescriptor) -> None:
+    if is_partial(field):
+        return
     if _is_node(field):
         child = getattr(message, field.name)
         if field.containing_oneof is None:
@@ -224,7 +231,7 @@ def _fill_from_others(message: Message, root: Message) -> None:
     """Second pass: defaults that are another field's effective value."""
     for field in _fields(message):
         if _is_node(field):
-            if message.HasField(field.name):
+            if message.HasField(field.name) and not is_partial(field):
                 _fill_from_others(getattr(message, field.name), root)
         elif field_param(field).default_from and not message.HasField(field.name):
             setattr(message, field.name, _lookup(root, field_param(field).default_from))
@@ -237,9 +244,10 @@ def violations(message: Message) -> list[Violation]:
     """Everything in `message` that breaks the contract, in field order; empty if it is sound.
 
     Covers unknown fields and enum values at any depth, required fields, ranges, NaN, patterns,
-    lengths, and the rules between sibling fields (checked on effective values).
+    lengths, and the rules between sibling fields (checked on effective values). In a partial
+    message nothing is required, and rules between fields are left to what it is laid over.
     """
-    found = list(_unknown(message, "")) + list(_broken(message, ""))
+    found = list(_unknown(message, "")) + list(_broken(message, "", partial=False))
     blamed = {violation.field for violation in found}
     # A value that is wrong by itself says nothing about the fields that it would limit.
     effective = resolve(message)
@@ -280,27 +288,30 @@ def _children(field: FieldDescriptor, value: Any, path: str) -> Iterator[tuple[s
         yield path, value
 
 
-def _broken(message: Message, path: str) -> Iterator[Violation]:
+def _broken(message: Message, path: str, partial: bool) -> Iterator[Violation]:
     for oneof in _oneofs(message):
-        if oneof_param(oneof).required and message.WhichOneof(oneof.name) is None:
+        required = oneof_param(oneof).required and not partial
+        if required and message.WhichOneof(oneof.name) is None:
             names = ", ".join(field.name for field in oneof.fields)
             yield Violation(join_path(path, oneof.name), f"required: set one of {names}")
     for field in _fields(message):
-        yield from _broken_field(message, field, join_path(path, field.name))
+        yield from _broken_field(message, field, join_path(path, field.name), partial)
 
 
-def _broken_field(message: Message, field: FieldDescriptor, path: str) -> Iterator[Violation]:
+def _broken_field(
+    message: Message, field: FieldDescriptor, path: str, partial: bool
+) -> Iterator[Violation]:
     value = getattr(message, field.name)
     if is_map(field):
         yield from _broken_map(field, value, path)
     elif is_repeated(field):
-        yield from _broken_list(field, value, path)
+        yield from _broken_list(field, value, path, partial)
     elif _is_node(field):
         # A member of a oneof that was not chosen is not there; other messages count as empty.
         if field.containing_oneof is None or message.HasField(field.name):
-            yield from _broken(value, path)
+            yield from _broken(value, path, partial or is_partial(field))
     elif field.has_presence and not message.HasField(field.name):
-        if field_param(field).required:
+        if field_param(field).required and not partial:
             yield Violation(path, f"required: {field_param(field).description}")
     else:
         yield from _broken_value(field, value, path)
@@ -316,12 +327,14 @@ def _broken_map(field: FieldDescriptor, value: Any, path: str) -> Iterator[Viola
             yield Violation(f"{path}.{key[:40]}", f"key and value take at most {limit} characters")
 
 
-def _broken_list(field: FieldDescriptor, value: Any, path: str) -> Iterator[Violation]:
+def _broken_list(
+    field: FieldDescriptor, value: Any, path: str, partial: bool
+) -> Iterator[Violation]:
     yield from _too_many(field, value, path)
     seen: set[Any] = set()
     for i, item in enumerate(value):
         if field.message_type is not None:
-            yield from _broken(item, f"{path}[{i}]")
+            yield from _broken(item, f"{path}[{i}]", partial)
             continue
         yield from _broken_value(field, item, f"{path}[{i}]")
         if field_param(field).unique_items and item in seen:
@@ -380,7 +393,7 @@ def _broken_relations(
     for field in _fields(message):
         here = join_path(path, field.name)
         if _is_node(field):
-            if message.HasField(field.name):
+            if message.HasField(field.name) and not is_partial(field):
                 yield from _broken_relations(getattr(message, field.name), root, here, blamed)
         elif here not in blamed:
             for limit in _broken_limits(root, field_param(field), here, blamed):

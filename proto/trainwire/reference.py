@@ -25,6 +25,7 @@ from trainwire import contract
 from trainwire.contract import (
     field_param,
     is_map,
+    is_partial,
     is_repeated,
     join_path,
     oneof_param,
@@ -341,14 +342,18 @@ def _messages(descriptor: Descriptor, path: str) -> Iterator[tuple[str, Descript
     """A message and the single messages below it, depth first, with their paths."""
     yield path, descriptor
     for field in descriptor.fields:
-        if field.message_type is not None and not is_repeated(field):
-            yield from _messages(field.message_type, join_path(path, field.name))
+        if _is_below(field):
+            below = cast("Descriptor", field.message_type)
+            yield from _messages(below, join_path(path, field.name))
 
 
 def _leaves(descriptor: Descriptor) -> list[FieldDescriptor]:
-    return [
-        field for field in descriptor.fields if field.message_type is None or is_repeated(field)
-    ]
+    return [field for field in descriptor.fields if not _is_below(field)]
+
+
+def _is_below(field: FieldDescriptor) -> bool:
+    """Whether the fields of a field are shown one by one."""
+    return field.message_type is not None and not is_repeated(field) and not is_partial(field)
 
 
 def _oneofs(descriptor: Descriptor, path: str) -> Iterator[tuple[str, OneofDescriptor]]:

@@ -101,6 +101,30 @@ class JobNotFinished(RequestError):
     reason = "JOB_NOT_FINISHED"
 
 
+class JobNotResumable(RequestError):
+    """The job has not been cancelled or failed, or has no checkpoint to go on from."""
+
+    reason = "JOB_NOT_RESUMABLE"
+
+
+class ModelInUse(RequestError):
+    """The model has an alias; move or remove that first."""
+
+    reason = "MODEL_IN_USE"
+
+
+class QueueFull(RequestError):
+    """As many jobs wait as may wait."""
+
+    reason = "QUEUE_FULL"
+
+
+class StorageFull(RequestError):
+    """The disk, or what the server may take of it, is full; what is stored can still be read."""
+
+    reason = "STORAGE_FULL"
+
+
 class DatasetInUse(RequestError):
     """Jobs refer to the dataset; delete them first."""
 

@@ -23,6 +23,13 @@ class Settings:
         jobs_per_device: jobs that may train at the same time on one GPU.
         threads: threads a training process computes with; the cores divided by
             `max_concurrent_jobs` if it was not said.
+        max_queued_jobs: jobs that may wait; one more is refused.
+        job_memory_mb: MiB that a training process may allocate; 0 for as much as there is.
+        lease: seconds that a training process may be silent before it is replaced.
+        heartbeat: seconds of silence after which a watch is sent a sign of life.
+        retain_days: days after which finished jobs and unused datasets are deleted; 0 for never.
+        max_data_bytes: bytes the data directory may take before the oldest of them are deleted; 0
+            for as many as there are.
         max_attempts: training processes a job may lose in a row without finishing an epoch.
         ingest_memory_mb: MiB that parsing an upload may allocate.
         grace: seconds that running calls and a cancelled training get to end by themselves.
@@ -35,7 +42,13 @@ class Settings:
     max_concurrent_jobs: int
     jobs_per_device: int
     threads: int
+    max_queued_jobs: int
     max_attempts: int
+    job_memory_mb: int
+    lease: float
+    heartbeat: float
+    retain_days: float
+    max_data_bytes: int
     ingest_memory_mb: int
     grace: float
     log_format: str
@@ -69,7 +82,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-concurrent-jobs", type=_count, default=1, help="jobs that train at the same time")
     add("--jobs-per-device", type=_count, default=1, help="jobs at the same time on one GPU")
     add("--threads", type=_count, help="threads of a job; cores / max-concurrent-jobs if not said")
+    add("--max-queued-jobs", type=_count, default=1000, help="jobs that may wait")
     add("--max-attempts", type=_count, default=3, help="processes lost in a row before a job fails")
+    add("--job-memory-mb", type=_limit, default=0, help="MiB a job may allocate; 0: no limit")
+    add("--lease", type=_positive, default=30.0, help="seconds a job's process may be silent")
+    add("--heartbeat", type=_positive, default=15.0, help="seconds a watch may be silent")
+    add("--retain-days", type=_days, default=0.0, help="days finished jobs stay; 0: for ever")
+    add("--max-data-bytes", type=_limit, default=0, help="bytes on disk; 0: no limit")
     add("--ingest-memory-mb", type=_count, default=4096, help="MiB that parsing an upload may take")
     add("--grace", type=_seconds, default=10.0, help="seconds calls and cancelled jobs get to end")
     add("--log-format", type=_one_of(*_FORMATS), default="auto", help=", ".join(_FORMATS))
@@ -101,11 +120,29 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _limit(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number; 0 is no limit")
+    return int(text)
+
+
 def _seconds(text: str) -> float:
+    return _number(text, "a number of seconds from 0 to 86400", lambda value: 0 <= value < 86400)
+
+
+def _positive(text: str) -> float:
+    return _number(text, "a number of seconds from 0.1 to 86400", lambda v: 0.1 <= v < 86400)
+
+
+def _days(text: str) -> float:
+    return _number(text, "a number of days from 0 to 36500", lambda value: 0 <= value <= 36500)
+
+
+def _number(text: str, words: str, is_allowed: Callable[[float], bool]) -> float:
     try:
         value = float(text)
     except ValueError:
         value = -1.0
-    if not 0 <= value < 86400:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0 to 86400")
+    if not is_allowed(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {words}")
     return value

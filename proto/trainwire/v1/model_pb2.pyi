@@ -56,6 +56,7 @@ class Model(google.protobuf.message.Message):
     REQUEST_DIGEST_FIELD_NUMBER: builtins.int
     DATASET_DIGEST_FIELD_NUMBER: builtins.int
     CREATE_TIME_FIELD_NUMBER: builtins.int
+    ALIASES_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Resource name, `models/{id}`."""
     job: builtins.str
@@ -84,6 +85,10 @@ class Model(google.protobuf.message.Message):
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """When the model was stored."""
 
+    @property
+    def aliases(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Its other names: with the alias "production" it is also `models/production`."""
+
     def __init__(
         self,
         *,
@@ -97,9 +102,10 @@ class Model(google.protobuf.message.Message):
         request_digest: builtins.str = ...,
         dataset_digest: builtins.str = ...,
         create_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        aliases: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["create_time", b"create_time", "test", b"test"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["best_epoch", b"best_epoch", "class_names", b"class_names", "create_time", b"create_time", "dataset_digest", b"dataset_digest", "files", b"files", "job", b"job", "name", b"name", "parameter_count", b"parameter_count", "request_digest", b"request_digest", "test", b"test"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "best_epoch", b"best_epoch", "class_names", b"class_names", "create_time", b"create_time", "dataset_digest", b"dataset_digest", "files", b"files", "job", b"job", "name", b"name", "parameter_count", b"parameter_count", "request_digest", b"request_digest", "test", b"test"]) -> None: ...
 
 global___Model = Model
 
@@ -121,6 +127,31 @@ class GetModelRequest(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_name", b"_name"]) -> typing.Literal["name"] | None: ...
 
 global___GetModelRequest = GetModelRequest
+
+@typing.final
+class SetModelAliasRequest(google.protobuf.message.Message):
+    """Says which model an alias names from now on."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ALIAS_FIELD_NUMBER: builtins.int
+    NAME_FIELD_NUMBER: builtins.int
+    alias: builtins.str
+    name: builtins.str
+    def __init__(
+        self,
+        *,
+        alias: builtins.str | None = ...,
+        name: builtins.str | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_alias", b"_alias", "_name", b"_name", "alias", b"alias", "name", b"name"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_alias", b"_alias", "_name", b"_name", "alias", b"alias", "name", b"name"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_alias", b"_alias"]) -> typing.Literal["alias"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_name", b"_name"]) -> typing.Literal["name"] | None: ...
+
+global___SetModelAliasRequest = SetModelAliasRequest
 
 @typing.final
 class DeleteModelRequest(google.protobuf.message.Message):

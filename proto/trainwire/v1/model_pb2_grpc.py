@@ -46,6 +46,11 @@ class ModelServiceStub(object):
                 request_serializer=trainwire_dot_v1_dot_model__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=trainwire_dot_v1_dot_model__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
+        self.SetModelAlias = channel.unary_unary(
+                '/trainwire.v1.ModelService/SetModelAlias',
+                request_serializer=trainwire_dot_v1_dot_model__pb2.SetModelAliasRequest.SerializeToString,
+                response_deserializer=trainwire_dot_v1_dot_model__pb2.Model.FromString,
+                _registered_method=True)
         self.DeleteModel = channel.unary_unary(
                 '/trainwire.v1.ModelService/DeleteModel',
                 request_serializer=trainwire_dot_v1_dot_model__pb2.DeleteModelRequest.SerializeToString,
@@ -76,8 +81,16 @@ class ModelServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetModelAlias(self, request, context):
+        """Gives a model a second name, which it takes from the model that had it; without a model, takes
+        the name away. Returns the model that has it now, or had it last.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteModel(self, request, context):
-        """Deletes a model with its files.
+        """Deletes a model with its files; one that has an alias is refused.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -102,6 +115,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.ListModels,
                     request_deserializer=trainwire_dot_v1_dot_model__pb2.ListModelsRequest.FromString,
                     response_serializer=trainwire_dot_v1_dot_model__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'SetModelAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetModelAlias,
+                    request_deserializer=trainwire_dot_v1_dot_model__pb2.SetModelAliasRequest.FromString,
+                    response_serializer=trainwire_dot_v1_dot_model__pb2.Model.SerializeToString,
             ),
             'DeleteModel': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteModel,
@@ -169,6 +187,33 @@ class ModelService(object):
             '/trainwire.v1.ModelService/ListModels',
             trainwire_dot_v1_dot_model__pb2.ListModelsRequest.SerializeToString,
             trainwire_dot_v1_dot_model__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetModelAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trainwire.v1.ModelService/SetModelAlias',
+            trainwire_dot_v1_dot_model__pb2.SetModelAliasRequest.SerializeToString,
+            trainwire_dot_v1_dot_model__pb2.Model.FromString,
             options,
             channel_credentials,
             insecure,

@@ -34,11 +34,19 @@ class ModelServiceStub:
     ]
     """Lists models, newest first."""
 
+    SetModelAlias: grpc.UnaryUnaryMultiCallable[
+        trainwire.v1.model_pb2.SetModelAliasRequest,
+        trainwire.v1.model_pb2.Model,
+    ]
+    """Gives a model a second name, which it takes from the model that had it; without a model, takes
+    the name away. Returns the model that has it now, or had it last.
+    """
+
     DeleteModel: grpc.UnaryUnaryMultiCallable[
         trainwire.v1.model_pb2.DeleteModelRequest,
         google.protobuf.empty_pb2.Empty,
     ]
-    """Deletes a model with its files."""
+    """Deletes a model with its files; one that has an alias is refused."""
 
     DownloadModel: grpc.UnaryStreamMultiCallable[
         trainwire.v1.model_pb2.DownloadModelRequest,
@@ -61,11 +69,19 @@ class ModelServiceAsyncStub:
     ]
     """Lists models, newest first."""
 
+    SetModelAlias: grpc.aio.UnaryUnaryMultiCallable[
+        trainwire.v1.model_pb2.SetModelAliasRequest,
+        trainwire.v1.model_pb2.Model,
+    ]
+    """Gives a model a second name, which it takes from the model that had it; without a model, takes
+    the name away. Returns the model that has it now, or had it last.
+    """
+
     DeleteModel: grpc.aio.UnaryUnaryMultiCallable[
         trainwire.v1.model_pb2.DeleteModelRequest,
         google.protobuf.empty_pb2.Empty,
     ]
-    """Deletes a model with its files."""
+    """Deletes a model with its files; one that has an alias is refused."""
 
     DownloadModel: grpc.aio.UnaryStreamMultiCallable[
         trainwire.v1.model_pb2.DownloadModelRequest,
@@ -93,12 +109,22 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         """Lists models, newest first."""
 
     @abc.abstractmethod
+    def SetModelAlias(
+        self,
+        request: trainwire.v1.model_pb2.SetModelAliasRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[trainwire.v1.model_pb2.Model, collections.abc.Awaitable[trainwire.v1.model_pb2.Model]]:
+        """Gives a model a second name, which it takes from the model that had it; without a model, takes
+        the name away. Returns the model that has it now, or had it last.
+        """
+
+    @abc.abstractmethod
     def DeleteModel(
         self,
         request: trainwire.v1.model_pb2.DeleteModelRequest,
         context: _ServicerContext,
     ) -> typing.Union[google.protobuf.empty_pb2.Empty, collections.abc.Awaitable[google.protobuf.empty_pb2.Empty]]:
-        """Deletes a model with its files."""
+        """Deletes a model with its files; one that has an alias is refused."""
 
     @abc.abstractmethod
     def DownloadModel(

@@ -40,6 +40,7 @@ class Param(google.protobuf.message.Message):
     SUM_BELOW_ONE_WITH_FIELD_NUMBER: builtins.int
     ACTIVE_WHEN_FIELD_NUMBER: builtins.int
     MAXIMUM_FROM_FIELD_NUMBER: builtins.int
+    PARTIAL_FIELD_NUMBER: builtins.int
     description: builtins.str
     """The meaning, in one sentence."""
     default_from: builtins.str
@@ -70,6 +71,10 @@ class Param(google.protobuf.message.Message):
     """Sibling field; the effective values of the two must add up to less than 1."""
     maximum_from: builtins.str
     """Path, from the request's root, of the field whose effective value is the largest allowed."""
+    partial: builtins.bool
+    """The message is laid over another one: what is not set in it stays as it is there, required
+    fields too.
+    """
     @property
     def default(self) -> google.protobuf.struct_pb2.Value:
         """The value taken when the field is not set; enum values by name."""
@@ -98,9 +103,10 @@ class Param(google.protobuf.message.Message):
         sum_below_one_with: builtins.str = ...,
         active_when: global___Condition | None = ...,
         maximum_from: builtins.str = ...,
+        partial: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_exclusive_maximum", b"_exclusive_maximum", "_exclusive_minimum", b"_exclusive_minimum", "_max_items", b"_max_items", "_max_length", b"_max_length", "_maximum", b"_maximum", "_minimum", b"_minimum", "active_when", b"active_when", "default", b"default", "exclusive_maximum", b"exclusive_maximum", "exclusive_minimum", b"exclusive_minimum", "max_items", b"max_items", "max_length", b"max_length", "maximum", b"maximum", "minimum", b"minimum"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_exclusive_maximum", b"_exclusive_maximum", "_exclusive_minimum", b"_exclusive_minimum", "_max_items", b"_max_items", "_max_length", b"_max_length", "_maximum", b"_maximum", "_minimum", b"_minimum", "active_when", b"active_when", "default", b"default", "default_from", b"default_from", "description", b"description", "exclusive_maximum", b"exclusive_maximum", "exclusive_minimum", b"exclusive_minimum", "less_than", b"less_than", "max_items", b"max_items", "max_length", b"max_length", "maximum", b"maximum", "maximum_from", b"maximum_from", "minimum", b"minimum", "pattern", b"pattern", "required", b"required", "sum_below_one_with", b"sum_below_one_with", "unique_items", b"unique_items", "unit", b"unit"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_exclusive_maximum", b"_exclusive_maximum", "_exclusive_minimum", b"_exclusive_minimum", "_max_items", b"_max_items", "_max_length", b"_max_length", "_maximum", b"_maximum", "_minimum", b"_minimum", "active_when", b"active_when", "default", b"default", "default_from", b"default_from", "description", b"description", "exclusive_maximum", b"exclusive_maximum", "exclusive_minimum", b"exclusive_minimum", "less_than", b"less_than", "max_items", b"max_items", "max_length", b"max_length", "maximum", b"maximum", "maximum_from", b"maximum_from", "minimum", b"minimum", "partial", b"partial", "pattern", b"pattern", "required", b"required", "sum_below_one_with", b"sum_below_one_with", "unique_items", b"unique_items", "unit", b"unit"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_exclusive_maximum", b"_exclusive_maximum"]) -> typing.Literal["exclusive_maximum"] | None: ...
     @typing.overload

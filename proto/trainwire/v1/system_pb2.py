@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19trainwire/v1/system.proto\x12\x0ctrainwire.v1\"\x16\n\x14GetSystemInfoRequest\"?\n\nDeviceInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x04\"\x85\x02\n\nSystemInfo\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x18\n\x10\x63ontract_version\x18\x02 \x01(\t\x12\x17\n\x0f\x63ontract_digest\x18\x03 \x01(\t\x12\x15\n\rtorch_version\x18\x04 \x01(\t\x12)\n\x07\x64\x65vices\x18\x05 \x03(\x0b\x32\x18.trainwire.v1.DeviceInfo\x12\x10\n\x08\x65xecutor\x18\x06 \x01(\t\x12\x13\n\x0bqueued_jobs\x18\x07 \x01(\r\x12\x14\n\x0crunning_jobs\x18\x08 \x01(\r\x12\x17\n\x0fthreads_per_job\x18\t \x01(\r\x12\x1b\n\x13max_concurrent_jobs\x18\n \x01(\r2^\n\rSystemService\x12M\n\rGetSystemInfo\x12\".trainwire.v1.GetSystemInfoRequest\x1a\x18.trainwire.v1.SystemInfob\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19trainwire/v1/system.proto\x12\x0ctrainwire.v1\"\x16\n\x14GetSystemInfoRequest\"?\n\nDeviceInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x04\"\x9e\x02\n\nSystemInfo\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x18\n\x10\x63ontract_version\x18\x02 \x01(\t\x12\x17\n\x0f\x63ontract_digest\x18\x03 \x01(\t\x12\x15\n\rtorch_version\x18\x04 \x01(\t\x12)\n\x07\x64\x65vices\x18\x05 \x03(\x0b\x32\x18.trainwire.v1.DeviceInfo\x12\x10\n\x08\x65xecutor\x18\x06 \x01(\t\x12\x13\n\x0bqueued_jobs\x18\x07 \x01(\r\x12\x14\n\x0crunning_jobs\x18\x08 \x01(\r\x12\x17\n\x0fthreads_per_job\x18\t \x01(\r\x12\x1b\n\x13max_concurrent_jobs\x18\n \x01(\r\x12\x17\n\x0fmax_queued_jobs\x18\x0b \x01(\r2^\n\rSystemService\x12M\n\rGetSystemInfo\x12\".trainwire.v1.GetSystemInfoRequest\x1a\x18.trainwire.v1.SystemInfob\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,7 +36,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DEVICEINFO']._serialized_start=67
   _globals['_DEVICEINFO']._serialized_end=130
   _globals['_SYSTEMINFO']._serialized_start=133
-  _globals['_SYSTEMINFO']._serialized_end=394
-  _globals['_SYSTEMSERVICE']._serialized_start=396
-  _globals['_SYSTEMSERVICE']._serialized_end=490
+  _globals['_SYSTEMINFO']._serialized_end=419
+  _globals['_SYSTEMSERVICE']._serialized_start=421
+  _globals['_SYSTEMSERVICE']._serialized_end=515
 # @@protoc_insertion_point(module_scope)

@@ -66,6 +66,7 @@ class SystemInfo(google.protobuf.message.Message):
     RUNNING_JOBS_FIELD_NUMBER: builtins.int
     THREADS_PER_JOB_FIELD_NUMBER: builtins.int
     MAX_CONCURRENT_JOBS_FIELD_NUMBER: builtins.int
+    MAX_QUEUED_JOBS_FIELD_NUMBER: builtins.int
     version: builtins.str
     """Version of the server."""
     contract_version: builtins.str
@@ -84,6 +85,8 @@ class SystemInfo(google.protobuf.message.Message):
     """Threads each training process computes with."""
     max_concurrent_jobs: builtins.int
     """Jobs that may train at the same time."""
+    max_queued_jobs: builtins.int
+    """Jobs that may wait; one more is refused."""
     @property
     def devices(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___DeviceInfo]:
         """The devices its workers see, the CPU first."""
@@ -101,7 +104,8 @@ class SystemInfo(google.protobuf.message.Message):
         running_jobs: builtins.int = ...,
         threads_per_job: builtins.int = ...,
         max_concurrent_jobs: builtins.int = ...,
+        max_queued_jobs: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["contract_digest", b"contract_digest", "contract_version", b"contract_version", "devices", b"devices", "executor", b"executor", "max_concurrent_jobs", b"max_concurrent_jobs", "queued_jobs", b"queued_jobs", "running_jobs", b"running_jobs", "threads_per_job", b"threads_per_job", "torch_version", b"torch_version", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["contract_digest", b"contract_digest", "contract_version", b"contract_version", "devices", b"devices", "executor", b"executor", "max_concurrent_jobs", b"max_concurrent_jobs", "max_queued_jobs", b"max_queued_jobs", "queued_jobs", b"queued_jobs", "running_jobs", b"running_jobs", "threads_per_job", b"threads_per_job", "torch_version", b"torch_version", "version", b"version"]) -> None: ...
 
 global___SystemInfo = SystemInfo

@@ -260,6 +260,8 @@ class _FailureReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._
     """The stored data are gone or damaged."""
     FAILURE_REASON_INVALID_REQUEST: _FailureReason.ValueType  # 13
     """The stored request asks for something this server does not have: a newer one stored it."""
+    FAILURE_REASON_STORAGE_FULL: _FailureReason.ValueType  # 14
+    """The server's disk had no room for the model."""
 
 class FailureReason(_FailureReason, metaclass=_FailureReasonEnumTypeWrapper):
     """Why a job failed."""
@@ -289,6 +291,8 @@ FAILURE_REASON_DATA_LOST: FailureReason.ValueType  # 12
 """The stored data are gone or damaged."""
 FAILURE_REASON_INVALID_REQUEST: FailureReason.ValueType  # 13
 """The stored request asks for something this server does not have: a newer one stored it."""
+FAILURE_REASON_STORAGE_FULL: FailureReason.ValueType  # 14
+"""The server's disk had no room for the model."""
 global___FailureReason = FailureReason
 
 class _WarningReason:
@@ -308,6 +312,10 @@ class _WarningReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._
     """A class occurs in validation or test but not in training."""
     WARNING_REASON_UNALIGNED_GROUPS: _WarningReason.ValueType  # 5
     """Several series without a time column: each is split by its own order."""
+    WARNING_REASON_MICRO_BATCH_HALVED: _WarningReason.ValueType  # 6
+    """Memory ran out: batches are computed in smaller parts, whose gradients add up to the same step."""
+    WARNING_REASON_CHECKPOINT_NOT_WRITTEN: _WarningReason.ValueType  # 7
+    """A checkpoint could not be written; were the process lost now, epochs would be run again."""
 
 class WarningReason(_WarningReason, metaclass=_WarningReasonEnumTypeWrapper):
     """Kinds of warning."""
@@ -323,6 +331,10 @@ WARNING_REASON_UNSEEN_CLASS: WarningReason.ValueType  # 4
 """A class occurs in validation or test but not in training."""
 WARNING_REASON_UNALIGNED_GROUPS: WarningReason.ValueType  # 5
 """Several series without a time column: each is split by its own order."""
+WARNING_REASON_MICRO_BATCH_HALVED: WarningReason.ValueType  # 6
+"""Memory ran out: batches are computed in smaller parts, whose gradients add up to the same step."""
+WARNING_REASON_CHECKPOINT_NOT_WRITTEN: WarningReason.ValueType  # 7
+"""A checkpoint could not be written; were the process lost now, epochs would be run again."""
 global___WarningReason = WarningReason
 
 @typing.final
@@ -967,6 +979,7 @@ class TrainingJob(google.protobuf.message.Message):
     WARNINGS_FIELD_NUMBER: builtins.int
     MODEL_FIELD_NUMBER: builtins.int
     PLAN_FIELD_NUMBER: builtins.int
+    RESUMED_FROM_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Resource name, `jobs/{id}`."""
     display_name: builtins.str
@@ -989,6 +1002,8 @@ class TrainingJob(google.protobuf.message.Message):
     """Sequence number of the last event."""
     model: builtins.str
     """Resource name of the model; set in state SUCCEEDED alone."""
+    resumed_from: builtins.str
+    """Resource name of the job that this one continues; empty if it began from the start."""
     @property
     def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
         """Free key-value pairs, from the request."""
@@ -1057,9 +1072,10 @@ class TrainingJob(google.protobuf.message.Message):
         warnings: collections.abc.Iterable[global___JobWarning] | None = ...,
         model: builtins.str = ...,
         plan: global___TrainingPlan | None = ...,
+        resumed_from: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["create_time", b"create_time", "end_time", b"end_time", "failure", b"failure", "plan", b"plan", "progress", b"progress", "request", b"request", "start_time", b"start_time", "update_time", b"update_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "contract_version", b"contract_version", "create_time", b"create_time", "dataset_digest", b"dataset_digest", "display_name", b"display_name", "end_time", b"end_time", "failure", b"failure", "labels", b"labels", "last_sequence", b"last_sequence", "model", b"model", "name", b"name", "plan", b"plan", "progress", b"progress", "queue_position", b"queue_position", "request", b"request", "request_digest", b"request_digest", "set_fields", b"set_fields", "start_time", b"start_time", "state", b"state", "update_time", b"update_time", "warnings", b"warnings"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "contract_version", b"contract_version", "create_time", b"create_time", "dataset_digest", b"dataset_digest", "display_name", b"display_name", "end_time", b"end_time", "failure", b"failure", "labels", b"labels", "last_sequence", b"last_sequence", "model", b"model", "name", b"name", "plan", b"plan", "progress", b"progress", "queue_position", b"queue_position", "request", b"request", "request_digest", b"request_digest", "resumed_from", b"resumed_from", "set_fields", b"set_fields", "start_time", b"start_time", "state", b"state", "update_time", b"update_time", "warnings", b"warnings"]) -> None: ...
 
 global___TrainingJob = TrainingJob
 
@@ -1227,6 +1243,29 @@ class CancelTrainingRequest(google.protobuf.message.Message):
 global___CancelTrainingRequest = CancelTrainingRequest
 
 @typing.final
+class ResumeTrainingRequest(google.protobuf.message.Message):
+    """Names the job to continue, and what is to be different."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    CHANGES_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    @property
+    def changes(self) -> global___TrainingRequest: ...
+    def __init__(
+        self,
+        *,
+        name: builtins.str | None = ...,
+        changes: global___TrainingRequest | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_name", b"_name", "changes", b"changes", "name", b"name"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_name", b"_name", "changes", b"changes", "name", b"name"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_name", b"_name"]) -> typing.Literal["name"] | None: ...
+
+global___ResumeTrainingRequest = ResumeTrainingRequest
+
+@typing.final
 class DeleteTrainingRequest(google.protobuf.message.Message):
     """Names the job to delete."""
 
@@ -1291,7 +1330,9 @@ class TrainingEvent(google.protobuf.message.Message):
 
     @property
     def progress(self) -> global___EpochProgress:
-        """How far the current epoch is. Sent at most once a second, never stored, may be dropped."""
+        """How far the current epoch is; on a stream with nothing else to say, a sign of life. Sent at
+        most once a second, never stored, may be dropped.
+        """
 
     @property
     def warning(self) -> global___JobWarning:
@@ -1299,7 +1340,7 @@ class TrainingEvent(google.protobuf.message.Message):
 
     @property
     def resumed(self) -> global___JobResumed:
-        """A new training process takes over from one that is gone."""
+        """Training goes on from a checkpoint, or from the start if there was none yet."""
 
     @property
     def succeeded(self) -> global___JobSucceeded:
@@ -1680,8 +1721,9 @@ global___JobWarning = JobWarning
 
 @typing.final
 class JobResumed(google.protobuf.message.Message):
-    """A new training process takes over from one that is gone; `TrainingEvent.attempt` counts them. The
-    outcome is, bit for bit, that of an undisturbed run.
+    """Training goes on from a checkpoint: a new process takes over from one that is gone
+    (`TrainingEvent.attempt` counts them), or the job continues another one. The outcome is, bit for
+    bit, that of an undisturbed run.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor

@@ -66,6 +66,11 @@ class TrainingServiceStub(object):
                 request_serializer=trainwire_dot_v1_dot_training__pb2.CancelTrainingRequest.SerializeToString,
                 response_deserializer=trainwire_dot_v1_dot_training__pb2.TrainingJob.FromString,
                 _registered_method=True)
+        self.ResumeTraining = channel.unary_unary(
+                '/trainwire.v1.TrainingService/ResumeTraining',
+                request_serializer=trainwire_dot_v1_dot_training__pb2.ResumeTrainingRequest.SerializeToString,
+                response_deserializer=trainwire_dot_v1_dot_training__pb2.TrainingJob.FromString,
+                _registered_method=True)
         self.DeleteTraining = channel.unary_unary(
                 '/trainwire.v1.TrainingService/DeleteTraining',
                 request_serializer=trainwire_dot_v1_dot_training__pb2.DeleteTrainingRequest.SerializeToString,
@@ -121,6 +126,14 @@ class TrainingServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ResumeTraining(self, request, context):
+        """Continues a cancelled or failed job from its last checkpoint, in a new job; the old one and its
+        events stay as they are. The same request_id gives the same new job.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteTraining(self, request, context):
         """Deletes a finished job with its events. The model it made stays.
         """
@@ -159,6 +172,11 @@ def add_TrainingServiceServicer_to_server(servicer, server):
             'CancelTraining': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelTraining,
                     request_deserializer=trainwire_dot_v1_dot_training__pb2.CancelTrainingRequest.FromString,
+                    response_serializer=trainwire_dot_v1_dot_training__pb2.TrainingJob.SerializeToString,
+            ),
+            'ResumeTraining': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeTraining,
+                    request_deserializer=trainwire_dot_v1_dot_training__pb2.ResumeTrainingRequest.FromString,
                     response_serializer=trainwire_dot_v1_dot_training__pb2.TrainingJob.SerializeToString,
             ),
             'DeleteTraining': grpc.unary_unary_rpc_method_handler(
@@ -329,6 +347,33 @@ class TrainingService(object):
             target,
             '/trainwire.v1.TrainingService/CancelTraining',
             trainwire_dot_v1_dot_training__pb2.CancelTrainingRequest.SerializeToString,
+            trainwire_dot_v1_dot_training__pb2.TrainingJob.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeTraining(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trainwire.v1.TrainingService/ResumeTraining',
+            trainwire_dot_v1_dot_training__pb2.ResumeTrainingRequest.SerializeToString,
             trainwire_dot_v1_dot_training__pb2.TrainingJob.FromString,
             options,
             channel_credentials,

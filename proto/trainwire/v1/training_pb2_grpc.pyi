@@ -66,6 +66,14 @@ class TrainingServiceStub:
     ]
     """Cancels a job; a finished job is returned as it is."""
 
+    ResumeTraining: grpc.UnaryUnaryMultiCallable[
+        trainwire.v1.training_pb2.ResumeTrainingRequest,
+        trainwire.v1.training_pb2.TrainingJob,
+    ]
+    """Continues a cancelled or failed job from its last checkpoint, in a new job; the old one and its
+    events stay as they are. The same request_id gives the same new job.
+    """
+
     DeleteTraining: grpc.UnaryUnaryMultiCallable[
         trainwire.v1.training_pb2.DeleteTrainingRequest,
         google.protobuf.empty_pb2.Empty,
@@ -114,6 +122,14 @@ class TrainingServiceAsyncStub:
         trainwire.v1.training_pb2.TrainingJob,
     ]
     """Cancels a job; a finished job is returned as it is."""
+
+    ResumeTraining: grpc.aio.UnaryUnaryMultiCallable[
+        trainwire.v1.training_pb2.ResumeTrainingRequest,
+        trainwire.v1.training_pb2.TrainingJob,
+    ]
+    """Continues a cancelled or failed job from its last checkpoint, in a new job; the old one and its
+    events stay as they are. The same request_id gives the same new job.
+    """
 
     DeleteTraining: grpc.aio.UnaryUnaryMultiCallable[
         trainwire.v1.training_pb2.DeleteTrainingRequest,
@@ -175,6 +191,16 @@ class TrainingServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[trainwire.v1.training_pb2.TrainingJob, collections.abc.Awaitable[trainwire.v1.training_pb2.TrainingJob]]:
         """Cancels a job; a finished job is returned as it is."""
+
+    @abc.abstractmethod
+    def ResumeTraining(
+        self,
+        request: trainwire.v1.training_pb2.ResumeTrainingRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[trainwire.v1.training_pb2.TrainingJob, collections.abc.Awaitable[trainwire.v1.training_pb2.TrainingJob]]:
+        """Continues a cancelled or failed job from its last checkpoint, in a new job; the old one and its
+        events stay as they are. The same request_id gives the same new job.
+        """
 
     @abc.abstractmethod
     def DeleteTraining(

@@ -10,7 +10,7 @@ PROTO_VENV := .venv-proto
 PROTOC := $(PROTO_VENV)/bin/python -m grpc_tools.protoc
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test test-gpu check proto format clean
+.PHONY: help install demo serve test test-faults test-gpu check proto format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,7 +30,10 @@ serve: install ## run a server on 127.0.0.1:50051
 	$(BIN)/trainwire-server --data-dir trainwire-data
 
 test: install ## run the tests, a file at a time in each of two processes
-	$(BIN)/pytest -q -n 2 --dist loadfile
+	$(BIN)/pytest -q -n 2 --dist loadfile --ignore tests/faults
+
+test-faults: install ## kill, stop and cut off real processes; FULL=1 for all trials, SEED= for the same
+	FAULTS_FULL=$(FULL) FAULTS_SEED=$(SEED) $(BIN)/pytest -q -n 2 --dist worksteal tests/faults
 
 test-gpu: ## run the tests that need a GPU; any python3 with torch, numpy, pyarrow and safetensors
 	PYTHONPATH=proto:server:client $(PYTHON) -m pytest -q tests/gpu

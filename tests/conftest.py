@@ -11,9 +11,10 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,18 +42,30 @@ PYTHON_TEXT = ("Traceback", 'File "', "Error:", "Error(", "Exception", "<class")
 
 
 class Server:
-    """A `trainwire-server` process and what it has logged."""
+    """A `trainwire-server` process and what it has logged.
 
-    def __init__(self, data_dir: Path, *flags: str, listen: str = "127.0.0.1:0") -> None:
+    Args:
+        program: what Python runs; by default the server as it is.
+        environment: variables on top of the test's own.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        *flags: str,
+        listen: str = "127.0.0.1:0",
+        program: Sequence[str] = ("-m", "trainwire_server"),
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.data_dir = data_dir
         self.records: list[dict[str, Any]] = []
         self._logged = threading.Condition()
-        command = [sys.executable, "-m", "trainwire_server", "--log-format", "json"]
+        command = [sys.executable, *program, "--log-format", "json"]
         self.process = subprocess.Popen(
             [*command, "--data-dir", str(data_dir), "--listen", listen, "--threads", "1", *flags],
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
         )
         threading.Thread(target=self._read, daemon=True).start()
         self.address: str = self.wait_for_log("server.ready")["address"]

@@ -51,6 +51,7 @@ from trainwire_client.requests import (
     deletion,
     refuse_validate_only,
     resource_name,
+    resumption,
     validation,
     with_request_id,
 )
@@ -196,6 +197,17 @@ class TrainingClient:
         request = training_pb2.CancelTrainingRequest(name=resource_name("jobs", job))
         return await self._unary(self._trainings.CancelTraining, request)
 
+    async def resume(
+        self,
+        job: training_pb2.TrainingJob | str,
+        *,
+        epochs: int | None = None,
+        changes: training_pb2.TrainingRequest | None = None,
+    ) -> training_pb2.TrainingJob:
+        """Continue a cancelled or failed job from its last checkpoint, and return the new job."""
+        request = resumption(job, epochs, changes)
+        return await self._unary(self._trainings.ResumeTraining, request)
+
     async def list(
         self,
         *,
@@ -244,7 +256,7 @@ class TrainingClient:
     # -------------------------------------------------------------------- models
 
     async def model(self, model: model_pb2.Model | str) -> model_pb2.Model:
-        """One model: its files, classes and test metrics."""
+        """One model, by id or by alias: its files, classes and test metrics."""
         request = model_pb2.GetModelRequest(name=resource_name("models", model))
         return await self._unary(self._models.GetModel, request)
 
@@ -279,6 +291,18 @@ class TrainingClient:
             async for message in messages:
                 await _in_thread(receiver.take, message)
 
+    async def set_alias(self, alias: str, model: model_pb2.Model | str) -> model_pb2.Model:
+        """Give a model a second name, taken from the model that had it; returns the model."""
+        name = resource_name("models", model)
+        request = model_pb2.SetModelAliasRequest(alias=alias, name=name)
+        return await self._unary(self._models.SetModelAlias, request)
+
+    async def remove_alias(self, alias: str) -> None:
+        """Take an alias away from the model that has it; the model stays."""
+        request = model_pb2.SetModelAliasRequest(alias=alias)
+        check(request)
+        await self._remove(self._models.SetModelAlias, request)
+
     # -------------------------------------------------------------------- deleting
 
     async def delete(
@@ -291,11 +315,12 @@ class TrainingClient:
             dataset_pb2.DeleteDatasetRequest: self._datasets.DeleteDataset,
             model_pb2.DeleteModelRequest: self._models.DeleteModel,
         }
+        await self._remove(methods[type(request)], request)
+
+    async def _remove(self, method: Callable[..., Awaitable[Message]], request: Message) -> None:
         outage = Outage(self._backoff, self._retry_for)
         try:
-            await self._retry(
-                lambda: methods[type(request)](request, timeout=self._timeout), outage
-            )
+            await self._retry(lambda: method(request, timeout=self._timeout), outage)
         except NotFoundError:
             # After a try whose answer was lost, that it is gone is what was asked for.
             if not outage.ongoing:

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from trainwire_client.errors import TrainwireError
+
 
 @dataclass(frozen=True)
 class Backoff:
@@ -61,17 +63,23 @@ class Outage:
         """The server is there, though it did not do what was wanted: go on, ever more slowly."""
         self._began: float | None = None
 
-    def next_delay(self) -> float | None:
-        """Seconds to wait after a failed try; None when it is time to give up."""
+    def next_delay(self, hint: float = 0.0) -> float | None:
+        """Seconds to wait after a failed try; None when it is time to give up.
+
+        Args:
+            hint: seconds that the server asked for. The wait is longer than that, by what spreads
+                the callers, but no longer than `Backoff.maximum`.
+        """
         now = self._clock()
         if self._began is None:
             self._began = now
         left = self._began + self._limit - now
-        return min(next(self._delays), left) if left > 0 else None
+        delay = min(hint + next(self._delays), self._backoff.maximum)
+        return min(delay, left) if left > 0 else None
 
-    def delay_after(self, failure: Exception) -> float:
+    def delay_after(self, failure: TrainwireError) -> float:
         """Seconds to wait after a failed try; raises its failure when it is time to give up."""
-        delay = self.next_delay()
+        delay = self.next_delay(failure.retry_delay)
         if delay is None:
             raise failure
         return delay

@@ -23,7 +23,7 @@ from google.protobuf.message import Message
 from rich.console import Console
 
 from trainwire import contract, reference
-from trainwire.v1 import dataset_pb2, training_pb2
+from trainwire.v1 import dataset_pb2, model_pb2, training_pb2
 from trainwire_client import report
 from trainwire_client.client import DEFAULT_TARGET, TERMINAL_EVENTS, TrainingClient
 from trainwire_client.errors import (
@@ -142,8 +142,13 @@ Settings = Annotated[
         "--set trainer.epochs=20 --set trainer.scheduler_type=CONSTANT",
     ),
 ]
+Detach = Annotated[
+    bool, typer.Option("--detach", help="Submit, print the job's name and do not watch.")
+]
 Job = Annotated[str, typer.Argument(metavar="JOB", help="jobs/ID, or ID alone.")]
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="models/ID, or ID alone.")]
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="models/ID, or ID alone; an alias is an ID too.")
+]
 
 
 class ReferenceFormat(StrEnum):
@@ -167,9 +172,7 @@ def train(
     name: DisplayName = None,
     settings: Settings = None,
     request_file: RequestFile = None,
-    detach: Annotated[
-        bool, typer.Option("--detach", help="Submit, print the job's name and do not watch.")
-    ] = False,
+    detach: Detach = False,
     target: Target = DEFAULT_TARGET,
     as_json: Json = False,
 ) -> None:
@@ -179,10 +182,25 @@ def train(
         request = _request(given, request_file, data is not None)
         refuse_validate_only(request)
         job = client.submit(_with_data(client, request, data))
-        if detach:
-            _print(job if as_json else job.name)
-        else:
-            _follow(client, job, 0, as_json)
+        _follow_unless(detach, client, job, as_json)
+
+
+@app.command()
+def resume(
+    job: Job,
+    settings: Settings = None,
+    detach: Detach = False,
+    target: Target = DEFAULT_TARGET,
+    as_json: Json = False,
+) -> None:
+    """Continue a cancelled or failed job in a new one and watch that to its end.
+
+    Only trainer.epochs, request_id, display_name and labels may be set to something else.
+    """
+    given = _pairs(settings or [], "--set")
+    with _session(target) as client:
+        new = client.resume(job, changes=_changes(given))
+        _follow_unless(detach, client, new, as_json)
 
 
 @app.command()
@@ -316,6 +334,31 @@ def download(
         _print(found if as_json else paths)
 
 
+@app.command("alias")
+def set_alias(
+    alias: Annotated[str, typer.Argument(metavar="ALIAS", help="Such as production.")],
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="MODEL", help="The model that is to have it: models/ID, or ID."),
+    ] = None,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Take the alias away from the model that has it.")
+    ] = False,
+    target: Target = DEFAULT_TARGET,
+    as_json: Json = False,
+) -> None:
+    """Give a model a second name: models/ALIAS; the model that had it loses it."""
+    if (model is None) != remove:
+        raise typer.BadParameter("say either MODEL or --remove", param_hint="MODEL")
+    with _session(target) as client:
+        if model is None:
+            client.remove_alias(alias)
+            _print(model_pb2.SetModelAliasRequest(alias=alias) if as_json else f"removed {alias}")
+        else:
+            found = client.set_alias(alias, model)
+            _print(found if as_json else report.model_line(found))
+
+
 @app.command()
 def delete(
     names: Annotated[
@@ -436,6 +479,20 @@ def _request(
     wrong += [found for found in contract.violations(request) if found.field not in named]
     _refuse(wrong)
     return request
+
+
+def _changes(given: list[tuple[str, str]]) -> training_pb2.TrainingRequest:
+    """What is to be different in a resumed job, checked.
+
+    Raises:
+        InvalidRequestError: everything that is wrong with it, by the path in the request.
+    """
+    request = training_pb2.ResumeTrainingRequest()
+    wrong = _assign(request, [(f"changes.{path}", value) for path, value in given])
+    named = {violation.field for violation in wrong} | {"name"}
+    wrong += [found for found in contract.violations(request) if found.field not in named]
+    _refuse(wrong)
+    return request.changes
 
 
 def _assign(message: Message, given: list[tuple[str, str]]) -> list[contract.Violation]:
@@ -569,7 +626,17 @@ def _view(job: training_pb2.TrainingJob, as_json: bool) -> _View:
     console = Console(highlight=False)
     if sys.stdout.isatty() and not console.is_dumb_terminal and "utf" in console.encoding:
         return LiveView(console, job)
-    return report.PlainReport(_print)
+    return report.PlainReport(job, _print)
+
+
+def _follow_unless(
+    detach: bool, client: TrainingClient, job: training_pb2.TrainingJob, as_json: bool
+) -> None:
+    """Show a job from its first event on, or only its name."""
+    if detach:
+        _print(job if as_json else job.name)
+    else:
+        _follow(client, job, 0, as_json)
 
 
 def _follow(

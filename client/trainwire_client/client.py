@@ -32,6 +32,7 @@ from trainwire_client.requests import (
     deletion,
     refuse_validate_only,
     resource_name,
+    resumption,
     validation,
     with_request_id,
 )
@@ -114,6 +115,8 @@ class TrainingClient:
             NotFoundError: there is no such dataset.
             FailedPreconditionError: the dataset cannot be trained on like this.
             AlreadyExistsError: the `request_id` was used with other fields.
+            QueueFullError: as many jobs wait as may wait.
+            StorageFullError: the server's disk is full.
         """
         return self._unary(self._trainings.SubmitTraining, with_request_id(request))
 
@@ -184,6 +187,34 @@ class TrainingClient:
         request = training_pb2.CancelTrainingRequest(name=resource_name("jobs", job))
         return self._unary(self._trainings.CancelTraining, request)
 
+    def resume(
+        self,
+        job: training_pb2.TrainingJob | str,
+        *,
+        epochs: int | None = None,
+        changes: training_pb2.TrainingRequest | None = None,
+    ) -> training_pb2.TrainingJob:
+        """Continue a cancelled or failed job from its last checkpoint, and return the new job.
+
+        The old job and its events stay as they are; `resumed_from` of the new one names it. A
+        `request_id` is filled in where `changes` has none, as `submit` does.
+
+        Args:
+            job: the job to continue.
+            epochs: epochs at most, those of the old job included: `trainer.epochs` of `changes`.
+            changes: a request in which only what is to be different is set: `trainer.epochs`,
+                `request_id`, `display_name`, `labels`. It is not changed.
+
+        Raises:
+            InvalidRequestError: `changes` breaks the contract, or has what may not change
+                (``changes.trainer.learning_rate``); every such field is named.
+            NotFoundError: there is no such job.
+            JobNotResumableError: the job has not ended, or has succeeded, or has no checkpoint.
+            AlreadyExistsError: the `request_id` was used for another job.
+            QueueFullError: as many jobs wait as may wait.
+        """
+        return self._unary(self._trainings.ResumeTraining, resumption(job, epochs, changes))
+
     def list(
         self,
         *,
@@ -223,6 +254,7 @@ class TrainingClient:
             UnreadableDataError: there is no such file, or it is none of these.
             MissingExtraError: it is not a file and pyarrow is not installed.
             BrokenUploadError: the server cannot read it; the message says where.
+            StorageFullError: the server's disk has no room for it.
         """
         with tables.spool(data) as spool:
             return self._retry(
@@ -243,7 +275,7 @@ class TrainingClient:
     # -------------------------------------------------------------------- models
 
     def model(self, model: model_pb2.Model | str) -> model_pb2.Model:
-        """One model: its files, classes and test metrics."""
+        """One model, by id or by alias: its files, classes and test metrics."""
         request = model_pb2.GetModelRequest(name=resource_name("models", model))
         return self._unary(self._models.GetModel, request)
 
@@ -263,6 +295,7 @@ class TrainingClient:
         """Write the files of a model into a directory (made if need be) and return its path.
 
         Sizes and digests are checked; either all files are there at the end, or none was written.
+        They are those of one model, though the alias that named it be moved meanwhile.
 
         Raises:
             FileExistsError: a file is there already and `overwrite` is false.
@@ -279,6 +312,35 @@ class TrainingClient:
             for message in _stream(self._models.DownloadModel(request)):
                 receiver.take(message)
 
+    def set_alias(self, alias: str, model: model_pb2.Model | str) -> model_pb2.Model:
+        """Give a model a second name, taken from the model that had it; returns the model.
+
+        With the alias ``production`` it is also ``models/production``, for every method that takes
+        a model. A model that has an alias is not deleted.
+
+        Args:
+            alias: lower-case letters, digits and hyphens, a letter first.
+            model: the model, by id or by another alias.
+
+        Raises:
+            InvalidRequestError: the alias is not allowed, or names a model by its id.
+            NotFoundError: there is no such model.
+        """
+        name = resource_name("models", model)
+        request = model_pb2.SetModelAliasRequest(alias=alias, name=name)
+        return self._unary(self._models.SetModelAlias, request)
+
+    def remove_alias(self, alias: str) -> None:
+        """Take an alias away from the model that has it; the model stays.
+
+        Raises:
+            InvalidRequestError: it is no alias.
+            NotFoundError: no model has it.
+        """
+        request = model_pb2.SetModelAliasRequest(alias=alias)
+        check(request)
+        self._remove(self._models.SetModelAlias, request)
+
     # -------------------------------------------------------------------- deleting
 
     def delete(
@@ -292,6 +354,7 @@ class TrainingClient:
             InvalidRequestError: it is no full name; an id alone could be any of the three.
             NotFoundError: it does not exist.
             FailedPreconditionError: the job has not ended, or jobs refer to the dataset.
+            ModelInUseError: the model has an alias.
         """
         request = deletion(resource)
         methods: dict[type[Message], Callable[..., Message]] = {
@@ -299,9 +362,12 @@ class TrainingClient:
             dataset_pb2.DeleteDatasetRequest: self._datasets.DeleteDataset,
             model_pb2.DeleteModelRequest: self._models.DeleteModel,
         }
+        self._remove(methods[type(request)], request)
+
+    def _remove(self, method: Callable[..., Message], request: Message) -> None:
         outage = Outage(self._backoff, self._retry_for)
         try:
-            self._retry(lambda: methods[type(request)](request, timeout=self._timeout), outage)
+            self._retry(lambda: method(request, timeout=self._timeout), outage)
         except NotFoundError:
             # After a try whose answer was lost, that it is gone is what was asked for.
             if not outage.ongoing:

@@ -109,7 +109,7 @@ class Cursor:
         return self._delay(failure)
 
     def _delay(self, failure: UnavailableError) -> float:
-        delay = self._outage.next_delay()
+        delay = self._outage.next_delay(failure.retry_delay)
         if delay is None:
             failure.message += (
                 f"\ngave up after {self._reconnect_for:g} s without success; {self.job} may go "

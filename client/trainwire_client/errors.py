@@ -1,12 +1,13 @@
 """Errors of the client: one exception class per gRPC status, in one table.
 
-The details of a status travel as google.rpc.BadRequest (violations) and google.rpc.ErrorInfo
-(reason), see https://google.aip.dev/193.
+The details of a status travel as google.rpc.BadRequest (violations), google.rpc.ErrorInfo (reason)
+and google.rpc.RetryInfo (when to try again), see https://google.aip.dev/193.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import cast
 
 import grpc
@@ -31,11 +32,15 @@ __all__ = [
     "InvalidRequestError",
     "JobCancelledError",
     "JobFailedError",
+    "JobNotResumableError",
     "MissingExtraError",
+    "ModelInUseError",
     "NotFoundError",
     "OutOfRangeError",
     "PermissionDeniedError",
+    "QueueFullError",
     "ResourceExhaustedError",
+    "StorageFullError",
     "TrainwireError",
     "UnauthenticatedError",
     "UnavailableError",
@@ -56,6 +61,7 @@ class TrainwireError(Exception):
         code: the gRPC status code; None if no call was involved.
         reason: machine-readable name in UPPER_SNAKE_CASE, empty if the server gave none.
         violations: the fields concerned, each with what is wrong and what is allowed.
+        retry_delay: seconds after which the server wants to be asked again; 0 if it did not say.
     """
 
     def __init__(
@@ -64,11 +70,13 @@ class TrainwireError(Exception):
         code: grpc.StatusCode | None = None,
         reason: str = "",
         violations: Iterable[contract.Violation] = (),
+        retry_delay: float = 0.0,
     ) -> None:
         self.message = message
         self.code = code
         self.reason = reason
         self.violations = tuple(violations)
+        self.retry_delay = retry_delay
         super().__init__(message)
 
     def __str__(self) -> str:
@@ -111,6 +119,14 @@ class ResourceExhaustedError(TrainwireError):
     """A quota or a size limit is reached."""
 
 
+class QueueFullError(ResourceExhaustedError):
+    """As many jobs wait as may wait; try again when some have ended."""
+
+
+class StorageFullError(ResourceExhaustedError):
+    """The server's disk is full; what is stored can still be read."""
+
+
 class FailedPreconditionError(TrainwireError):
     """The request is sound, but cannot be carried out as things are."""
 
@@ -121,6 +137,14 @@ class DatasetUnsuitableError(FailedPreconditionError):
 
 class DeviceUnavailableError(FailedPreconditionError):
     """The server does not have the requested device."""
+
+
+class JobNotResumableError(FailedPreconditionError):
+    """The job has not been cancelled or failed, or has no checkpoint to go on from."""
+
+
+class ModelInUseError(FailedPreconditionError):
+    """The model has an alias; move or remove that first."""
 
 
 class AbortedError(TrainwireError):
@@ -206,9 +230,13 @@ STATUS_CLASSES: dict[tuple[grpc.StatusCode, str], type[TrainwireError]] = {
     (grpc.StatusCode.PERMISSION_DENIED, ""): PermissionDeniedError,
     (grpc.StatusCode.UNAUTHENTICATED, ""): UnauthenticatedError,
     (grpc.StatusCode.RESOURCE_EXHAUSTED, ""): ResourceExhaustedError,
+    (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL"): QueueFullError,
+    (grpc.StatusCode.RESOURCE_EXHAUSTED, "STORAGE_FULL"): StorageFullError,
     (grpc.StatusCode.FAILED_PRECONDITION, ""): FailedPreconditionError,
     (grpc.StatusCode.FAILED_PRECONDITION, "DATASET_UNSUITABLE"): DatasetUnsuitableError,
     (grpc.StatusCode.FAILED_PRECONDITION, "DEVICE_UNAVAILABLE"): DeviceUnavailableError,
+    (grpc.StatusCode.FAILED_PRECONDITION, "JOB_NOT_RESUMABLE"): JobNotResumableError,
+    (grpc.StatusCode.FAILED_PRECONDITION, "MODEL_IN_USE"): ModelInUseError,
     (grpc.StatusCode.ABORTED, ""): AbortedError,
     (grpc.StatusCode.OUT_OF_RANGE, ""): OutOfRangeError,
     (grpc.StatusCode.UNIMPLEMENTED, ""): UnimplementedError,
@@ -222,11 +250,11 @@ STATUS_CLASSES: dict[tuple[grpc.StatusCode, str], type[TrainwireError]] = {
 def from_rpc_error(error: grpc.RpcError, target: str) -> TrainwireError:
     """The exception for a failed call to `target`, with the status's details decoded."""
     code, text = error.code(), error.details() or ""
-    reason, violations = _details(error)
-    kind = STATUS_CLASSES.get((code, reason)) or STATUS_CLASSES[code, ""]
+    told = _details(error)
+    kind = STATUS_CLASSES.get((code, told.reason)) or STATUS_CLASSES[code, ""]
     if code is grpc.StatusCode.UNAVAILABLE:
         text = f"no answer from the trainwire server at {target}: {text}"
-    return kind(text or code.name, code, reason, violations)
+    return kind(text or code.name, code, told.reason, told.violations, told.retry_delay)
 
 
 def unavailable(error: grpc.RpcError, target: str) -> UnavailableError:
@@ -247,18 +275,23 @@ def invalid_request(violations: Iterable[contract.Violation]) -> InvalidRequestE
     )
 
 
-def _details(error: grpc.RpcError) -> tuple[str, list[contract.Violation]]:
-    reason, violations = "", []
+@dataclass(frozen=True)
+class _Details:
+    """What the details of a status say."""
+
+    reason: str = ""
+    violations: tuple[contract.Violation, ...] = ()
+    retry_delay: float = 0.0
+
+
+def _details(error: grpc.RpcError) -> _Details:
+    info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    retry = error_details_pb2.RetryInfo()
     for detail in _status(error).details:
-        info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
-        if detail.Unpack(info):
-            reason = info.reason
-        elif detail.Unpack(bad):
-            violations += [
-                contract.Violation(violation.field, violation.description)
-                for violation in bad.field_violations
-            ]
-    return reason, violations
+        for known in (info, bad, retry):
+            detail.Unpack(known)
+    violations = (contract.Violation(v.field, v.description) for v in bad.field_violations)
+    return _Details(info.reason, tuple(violations), retry.retry_delay.ToNanoseconds() / 1e9)
 
 
 def _status(error: grpc.RpcError) -> status_pb2.Status:

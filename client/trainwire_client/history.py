@@ -18,6 +18,7 @@ class History:
         started: what the training process said at its start, if it has started.
         epochs: the epochs done, in order.
         progress: the heartbeat of the epoch that is running, if there was one.
+        resumed: the last time that training went on from a checkpoint, if it did.
         warnings: the warnings, in order.
         end: the terminal event, if it has come.
     """
@@ -28,6 +29,7 @@ class History:
         self.started: training_pb2.JobStarted | None = None
         self.epochs: list[training_pb2.EpochCompleted] = []
         self.progress: training_pb2.EpochProgress | None = None
+        self.resumed: training_pb2.TrainingEvent | None = None
         self.warnings: list[training_pb2.JobWarning] = []
         self.end: training_pb2.TrainingEvent | None = None
         self._first = self._last = 0.0
@@ -44,11 +46,12 @@ class History:
             self.epochs.append(event.epoch)
             self.progress = None
         elif kind == "progress":
-            self.progress = event.progress
+            # Without steps it is a sign of life alone: the stream is there, nothing is new.
+            self.progress = event.progress if event.progress.steps else self.progress
         elif kind == "warning":
             self.warnings.append(event.warning)
         elif kind == "resumed":
-            self.progress = None
+            self.resumed, self.progress = event, None
         elif kind is not None:  # a kind that only a newer server knows ends nothing
             self.end = event
 
@@ -68,8 +71,9 @@ class History:
 
     @property
     def done(self) -> int:
-        """Epochs done."""
-        return self.epochs[-1].epoch if self.epochs else 0
+        """Epochs done, those of the job that this one continues included."""
+        resumed = self.resumed.resumed.epoch if self.resumed is not None else 0
+        return max(self.epochs[-1].epoch if self.epochs else 0, resumed)
 
     @property
     def epoch_limit(self) -> int:

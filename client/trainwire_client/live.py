@@ -17,6 +17,7 @@ from trainwire.v1 import training_pb2
 from trainwire_client import plot
 from trainwire_client.history import History
 from trainwire_client.report import (
+    continued_job,
     failure_reason,
     printable,
     short_name,
@@ -119,6 +120,8 @@ def _header(history: History, width: int) -> Iterator[Text]:
     yield _fact("dataset", [job.request.dataset])
     if history.started is not None:
         yield from _started_facts(history.started)
+    if history.resumed is not None:
+        yield _fact("resumed", [_resumed_text(history.resumed, history.job)])
     yield Text()
 
 
@@ -133,6 +136,11 @@ def _started_facts(started: training_pb2.JobStarted) -> Iterator[Text]:
         started.class_names, started.class_counts, started.balanced_class_counts, strict=True
     )
     yield _fact("classes", [_count_text(*count) for count in counts])
+
+
+def _resumed_text(event: training_pb2.TrainingEvent, job: training_pb2.TrainingJob) -> str:
+    old = continued_job(event, job)
+    return f"after epoch {event.resumed.epoch} of {old or f'attempt {event.attempt - 1}'}"
 
 
 def _count_text(name: str, before: int, after: int) -> str:

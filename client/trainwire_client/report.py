@@ -16,6 +16,7 @@ from trainwire.v1 import dataset_pb2, model_pb2, system_pb2, training_pb2
 
 __all__ = [
     "PlainReport",
+    "continued_job",
     "dataset_line",
     "dataset_rows",
     "event_lines",
@@ -23,6 +24,7 @@ __all__ = [
     "info_lines",
     "job_lines",
     "job_rows",
+    "model_line",
     "model_rows",
     "plan_lines",
     "printable",
@@ -40,13 +42,18 @@ class PlainReport:
     """Writes every event of a job as it comes; progress within an epoch every 30 seconds.
 
     Args:
+        job: the job.
         write: takes one line.
         clock: seconds that never go back.
     """
 
     def __init__(
-        self, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+        self,
+        job: training_pb2.TrainingJob,
+        write: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._job = job
         self._write = write
         self._clock = clock
         self._last = clock()
@@ -68,8 +75,9 @@ class PlainReport:
         if event.WhichOneof("event") == "progress" and now - self._last < _PROGRESS_SECONDS:
             return
         self._last = now
+        old = continued_job(event, self._job)
         for line in event_lines(event):
-            self._write(line)
+            self._write(f"{line} of {old}" if old else line)
 
 
 # ------------------------------------------------------------------------ events
@@ -83,6 +91,13 @@ def event_lines(event: training_pb2.TrainingEvent) -> list[str]:
         return [printable(f"unknown {event.job} event {event.sequence}: {one}") for one in newer]
     lines = _EVENT_LINES[kind](getattr(event, kind), event)
     return [printable(f"{kind} {line}") for line in lines]
+
+
+def continued_job(event: training_pb2.TrainingEvent, job: training_pb2.TrainingJob) -> str:
+    """The job that a `resumed` event goes on from; empty if that is the job itself."""
+    # Later attempts go on from where the one before them was.
+    first = event.HasField("resumed") and event.attempt <= 1
+    return printable(job.resumed_from) if first else ""
 
 
 def _queued(queued: training_pb2.JobQueued, event: training_pb2.TrainingEvent) -> Iterator[str]:
@@ -127,6 +142,9 @@ def _epoch(epoch: training_pb2.EpochCompleted, _: training_pb2.TrainingEvent) ->
 
 
 def _progress(step: training_pb2.EpochProgress, _: training_pb2.TrainingEvent) -> Iterator[str]:
+    if not step.steps:  # a sign of life
+        yield f"{step.epoch}/{step.epochs}"
+        return
     yield (
         f"{step.epoch}/{step.epochs} step={step.step}/{step.steps} "
         f"loss={step.train_loss:.4f} windows/s={step.windows_per_second:.0f}"
@@ -207,6 +225,7 @@ def job_lines(job: training_pb2.TrainingJob) -> list[str]:
     """All about a job: state, times, progress, failure, warnings, effective request."""
     lines = [
         f"{job.name} {short_name(training_pb2.JobState, job.state)} {job.display_name}".rstrip(),
+        *_filled("resumed from", job.resumed_from),
         *_filled("created", _time(job.create_time)),
         *_filled("started", _time(job.start_time)),
         *_filled("ended", _time(job.end_time)),
@@ -297,7 +316,7 @@ def job_rows(jobs: Iterable[training_pb2.TrainingJob]) -> Iterator[tuple[str, ..
 
 def model_rows(models: Iterable[model_pb2.Model]) -> Iterator[tuple[str, ...]]:
     """A heading and one row for each model."""
-    yield "MODEL", "JOB", "CLASSES", "TEST F1", "TEST BAL", "CREATED (UTC)"
+    yield "MODEL", "JOB", "CLASSES", "TEST F1", "TEST BAL", "CREATED (UTC)", "ALIASES"
     for model in models:
         yield (
             model.name,
@@ -306,7 +325,13 @@ def model_rows(models: Iterable[model_pb2.Model]) -> Iterator[tuple[str, ...]]:
             f"{model.test.macro_f1:.3f}",
             f"{model.test.balanced_accuracy:.3f}",
             _time(model.create_time),
+            ",".join(model.aliases),
         )
+
+
+def model_line(model: model_pb2.Model) -> str:
+    """A model and its aliases in one line."""
+    return printable(f"{model.name} aliases={','.join(model.aliases) or '-'}")
 
 
 def dataset_line(dataset: dataset_pb2.Dataset) -> str:
@@ -354,7 +379,8 @@ def info_lines(info: system_pb2.SystemInfo) -> list[str]:
         *(_device_text(device) for device in info.devices),
         f"executor {info.executor}",
         f"jobs running={info.running_jobs} of at most {info.max_concurrent_jobs}, "
-        f"queued={info.queued_jobs}, threads for each={info.threads_per_job}",
+        f"queued={info.queued_jobs} of at most {info.max_queued_jobs}, "
+        f"threads for each={info.threads_per_job}",
     ]
     return [printable(line) for line in lines]
 

@@ -16,6 +16,7 @@ __all__ = [
     "deletion",
     "refuse_validate_only",
     "resource_name",
+    "resumption",
     "validation",
     "with_request_id",
 ]
@@ -92,6 +93,25 @@ def refuse_validate_only(request: training_pb2.TrainingRequest) -> None:
     if request.validate_only:
         problem = "true makes no job that could be watched; to check a request, validate it"
         raise invalid_request([contract.Violation("validate_only", problem)])
+
+
+def resumption(
+    job: training_pb2.TrainingJob | str,
+    epochs: int | None,
+    changes: training_pb2.TrainingRequest | None,
+) -> training_pb2.ResumeTrainingRequest:
+    """The request that continues a job; `changes` is copied, and has a `request_id` then.
+
+    Raises:
+        InvalidRequestError: `job` names no job, or `epochs` is in `changes` too.
+    """
+    changes = with_request_id(changes or training_pb2.TrainingRequest())
+    if epochs is not None:
+        if changes.trainer.HasField("epochs"):
+            problem = f"{changes.trainer.epochs}, but epochs={epochs}; allowed: one of the two"
+            raise invalid_request([contract.Violation("changes.trainer.epochs", problem)])
+        changes.trainer.epochs = epochs
+    return training_pb2.ResumeTrainingRequest(name=resource_name("jobs", job), changes=changes)
 
 
 def with_request_id(request: training_pb2.TrainingRequest) -> training_pb2.TrainingRequest:

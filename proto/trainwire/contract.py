@@ -50,6 +50,7 @@ __all__ = [
     "describe",
     "differences",
     "listing",
+    "overlay",
     "request_digest",
     "resolve",
     "set_fields",
@@ -556,6 +557,33 @@ def _differences(one: Message, other: Message, path: str) -> Iterator[str]:
             yield from _differences(mine, theirs, here)
         elif mine != theirs:
             yield here
+
+
+def overlay(base: _M, changes: _M) -> _M:
+    """A copy of `base` with every field of a partial message set as it is there.
+
+    Lists are replaced, maps get more entries, and a chosen member of a oneof takes the place of the
+    one before. The inputs are not changed.
+    """
+    laid = type(base)()
+    laid.CopyFrom(base)
+    _lay(laid, changes)
+    return laid
+
+
+def _lay(message: Message, changes: Message) -> None:
+    for field, value in changes.ListFields():
+        if is_repeated(field) and not is_map(field):
+            message.ClearField(field.name)
+        if _is_node(field):
+            getattr(message, field.name).SetInParent()
+            _lay(getattr(message, field.name), value)
+        elif is_map(field):
+            getattr(message, field.name).update(value)
+        elif is_repeated(field):
+            getattr(message, field.name).extend(value)
+        else:
+            setattr(message, field.name, value)
 
 
 # ------------------------------------------------------------------------ digests

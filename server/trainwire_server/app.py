@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sqlite3
 
 import grpc
 import structlog
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from trainwire.v1 import (
@@ -25,11 +26,15 @@ from trainwire_server.data.catalog import Catalog, DataDirectoryInUse
 from trainwire_server.execution.local import LocalExecutor
 from trainwire_server.jobs.datasets import Datasets
 from trainwire_server.jobs.devices import Devices
+from trainwire_server.jobs.ledger import Ledger
 from trainwire_server.jobs.manager import Manager
 from trainwire_server.jobs.queue import Slots
+from trainwire_server.jobs.retention import Retention
+from trainwire_server.jobs.run import Limits
 from trainwire_server.jobs.store import Store
 from trainwire_server.logs import configure_logs
 from trainwire_server.service.dataset import DatasetService
+from trainwire_server.service.health import HEALTH_SERVICE, Health
 from trainwire_server.service.model import ModelService
 from trainwire_server.service.status import DecodeInterceptor
 from trainwire_server.service.system import SystemService
@@ -45,6 +50,7 @@ _SERVICES = tuple(
         (system_pb2, "SystemService"),
     )
 )
+_MIB = 2**20
 _OPTIONS = (
     # Without this a second server on the same port would take half of the calls in silence.
     ("grpc.so_reuseport", 0),
@@ -101,22 +107,13 @@ async def _serve(settings: Settings, catalog: Catalog, store: Store) -> None:
     datasets = Datasets(store, catalog)
     executor = LocalExecutor()
     devices = Devices(executor)
-    slots = Slots(settings.max_concurrent_jobs, settings.jobs_per_device)
-    manager = Manager(
-        store,
-        catalog,
-        datasets,
-        executor,
-        devices,
-        slots,
-        threads=settings.threads,
-        grace=settings.grace,
-        max_attempts=settings.max_attempts,
-    )
+    retention = Retention(store, catalog, datasets, settings.retain_days, settings.max_data_bytes)
+    ledger = Ledger(store, retention.poke)
+    manager = _manager(settings, store, ledger, catalog, datasets, executor, devices)
     training_pb2_grpc.add_TrainingServiceServicer_to_server(TrainingService(manager), server)
-    memory = settings.ingest_memory_mb * 2**20
+    memory = settings.ingest_memory_mb * _MIB
     dataset_pb2_grpc.add_DatasetServiceServicer_to_server(
-        DatasetService(store, catalog, datasets, executor, memory), server
+        DatasetService(store, catalog, datasets, executor, retention, memory), server
     )
     model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(store, catalog), server)
     system_pb2_grpc.add_SystemServiceServicer_to_server(
@@ -124,25 +121,76 @@ async def _serve(settings: Settings, catalog: Catalog, store: Store) -> None:
     )
     health_servicer = await _add_health(server)
     reflection.enable_server_reflection(
-        (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+        (*_SERVICES, HEALTH_SERVICE, reflection.SERVICE_NAME), server
     )
     await manager.recover()
+    sweeping = asyncio.create_task(retention.run())
     await server.start()
     log = structlog.get_logger()
     log.info("server.ready", address=address, data_dir=str(settings.data_dir))
     await stop.wait()
-    log.info("server.stopping")
-    await health_servicer.enter_graceful_shutdown()
-    # Watches first: they would keep `stop` waiting for the whole grace.
-    await manager.close()
-    await server.stop(settings.grace)
+    log.info("server.stopping", running_jobs=manager.running_jobs, grace=settings.grace)
+    sweeping.cancel()
+    await _drain(server, manager, health_servicer, settings.grace)
     log.info("server.stopped")
 
 
+def _manager(
+    settings: Settings,
+    store: Store,
+    ledger: Ledger,
+    catalog: Catalog,
+    datasets: Datasets,
+    executor: LocalExecutor,
+    devices: Devices,
+) -> Manager:
+    limits = Limits(
+        threads=settings.threads,
+        memory_bytes=settings.job_memory_mb * _MIB,
+        lease=settings.lease,
+        grace=settings.grace,
+        attempts=settings.max_attempts,
+    )
+    return Manager(
+        store,
+        ledger,
+        catalog,
+        datasets,
+        executor,
+        devices,
+        Slots(settings.max_concurrent_jobs, settings.jobs_per_device),
+        limits,
+        settings.max_queued_jobs,
+        settings.heartbeat,
+    )
+
+
+async def _drain(
+    server: grpc.aio.Server, manager: Manager, health_servicer: Health, grace: float
+) -> None:
+    """Take no more work, finish what fits into the grace, end all calls."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + grace
+    await health_servicer.enter_graceful_shutdown()
+    # Calls are answered meanwhile: whoever submits hears when to try again.
+    await manager.drain(grace)
+    # Last of all: who watches the health should see all of it, but would hold the server up.
+    health_servicer.end_watches()
+    await server.stop(max(end - loop.time(), 0.5))
+
+
 def _stop_signal() -> asyncio.Event:
+    """Set by the first SIGINT or SIGTERM; a second one ends the process there and then."""
     stop = asyncio.Event()
+
+    def take(number: signal.Signals) -> None:
+        if stop.is_set():
+            # What is acknowledged is on the disk, and the children end with this process.
+            os._exit(128 + number)
+        stop.set()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        asyncio.get_running_loop().add_signal_handler(number, take, number)
     return stop
 
 
@@ -155,8 +203,8 @@ def _bind(server: grpc.aio.Server, listen: str) -> str:
     return f"{listen.rpartition(':')[0]}:{port}"
 
 
-async def _add_health(server: grpc.aio.Server) -> health.aio.HealthServicer:
-    servicer = health.aio.HealthServicer()
+async def _add_health(server: grpc.aio.Server) -> Health:
+    servicer = Health()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     for name in ("", *_SERVICES):
         await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)

@@ -50,10 +50,12 @@ class JobFailure(Exception):
 class RequestError(Exception):
     """Answers a call with an error.
 
-    `reason` is the machine-readable UPPER_SNAKE_CASE name that travels in ErrorInfo.
+    `reason` is the machine-readable UPPER_SNAKE_CASE name that travels in ErrorInfo;
+    `retry_seconds` is when to try again, where that is known.
     """
 
     reason = "INTERNAL"
+    retry_seconds = 0
 
     def __init__(self, message: str, violations: tuple[Violation, ...] = ()) -> None:
         super().__init__(message)
@@ -153,3 +155,5 @@ class ServerStopping(RequestError):
     """The server is shutting down; try again."""
 
     reason = "SERVER_STOPPING"
+    # About what the next server takes to be ready.
+    retry_seconds = 2

@@ -15,6 +15,7 @@ import pytest
 from google.protobuf import json_format
 
 from trainwire.v1 import dataset_pb2, training_pb2
+from trainwire_client import TrainingClient
 
 ZEROS = {
     "balancing.use_focal_loss": False,
@@ -115,6 +116,20 @@ def assert_events() -> Callable[..., list[training_pb2.TrainingEvent]]:
         return numbered
 
     return check
+
+
+@pytest.fixture(scope="session")
+def cancelled_job(
+    client: TrainingClient,
+    dataset: dataset_pb2.Dataset,
+    small: Callable[..., training_pb2.TrainingRequest],
+) -> training_pb2.TrainingJob:
+    """A job that was cancelled after some of its 50,000 epochs; resuming leaves it as it is."""
+    job = client.submit(small(dataset.name, epochs=50_000, early_stopping_patience=0))
+    for event in client.watch(job):
+        if event.HasField("epoch") and event.epoch.epoch == 3:
+            client.cancel(job)
+    return client.get(job)
 
 
 @pytest.fixture(scope="session")

@@ -248,6 +248,53 @@ def test_every_list_and_message_is_json_lines(trainwire: Trainwire, trained: Tra
     assert json.loads(trainwire("contract", "--json").stdout)
 
 
+def test_a_cancelled_job_is_resumed(
+    trainwire: Trainwire, cancelled_job: training_pb2.TrainingJob
+) -> None:
+    settings = ["--set", "trainer.epochs=60000", "--set", "display_name=longer"]
+    done = trainwire("resume", cancelled_job.name, *settings, "--detach", "--json")
+    (new,) = parsed(done, training_pb2.TrainingJob)
+    try:
+        assert (new.resumed_from, new.display_name) == (cancelled_job.name, "longer")
+        assert new.request.trainer.epochs == 60_000
+        shown = trainwire("show", new.name).stdout.splitlines()
+        assert f"resumed from {cancelled_job.name}" in shown
+    finally:
+        trainwire("cancel", new.name)
+    watched = trainwire("watch", new.name, status=1).stdout
+    assert watched.splitlines()[-1].startswith(f"cancelled {new.name}")
+
+
+def test_what_cannot_be_resumed_is_told(
+    trainwire: Trainwire, trained: Trained, cancelled_job: training_pb2.TrainingJob
+) -> None:
+    told = trainwire("resume", trained.job.name, status=1).stderr
+    assert told.startswith(f"trainwire: {trained.job.name} is")
+    wrong = ["--set", "trainer.learning_rate=0.5", "--set", "data.column.name=a"]
+    told = trainwire("resume", cancelled_job.name, *wrong, status=2).stderr
+    assert "changes.trainer.learning_rate: " in told
+    assert "changes.data.column.name: " in told
+    told = trainwire("resume", cancelled_job.name, "--set", "trainer.epochs=0", status=2).stderr
+    assert "changes.trainer.epochs: 0 is not allowed; allowed: [1, 100000]" in told
+
+
+def test_a_model_gets_an_alias_and_loses_it(
+    trainwire: Trainwire, trained: Trained, tmp_path: Path
+) -> None:
+    model = trained.job.model
+    assert trainwire("alias", "best", model).stdout == f"{model} aliases=best\n"
+    row = next(line for line in trainwire("models").stdout.splitlines() if model in line)
+    assert row.split()[-1] == "best"
+    (found,) = parsed(trainwire("download", "best", str(tmp_path), "--json"), model_pb2.Model)
+    assert (found.name, list(found.aliases)) == (model, ["best"])
+    assert (tmp_path / "model.safetensors").read_bytes() == (
+        trained.bundle / "model.safetensors"
+    ).read_bytes()
+    assert "best" in trainwire("delete", model, "--yes", status=1).stderr
+    assert trainwire("alias", "best", "--remove").stdout == "removed best\n"
+    assert "models/best" in trainwire("download", "best", str(tmp_path), status=1).stderr
+
+
 def test_job_model_and_dataset_are_deleted_in_this_order(
     trainwire: Trainwire, columns: Callable[..., Columns], tmp_path: Path
 ) -> None:

@@ -24,6 +24,9 @@ SUBMIT = "trainwire.v1.TrainingService/SubmitTraining"
 TRAIN = "trainwire.v1.TrainingService/Train"
 WATCH = "trainwire.v1.TrainingService/WatchTraining"
 CANCEL = "trainwire.v1.TrainingService/CancelTraining"
+RESUME = "trainwire.v1.TrainingService/ResumeTraining"
+ALIAS = "trainwire.v1.ModelService/SetModelAlias"
+MODEL = "trainwire.v1.ModelService/GetModel"
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +167,43 @@ def test_a_running_job_is_cancelled(
     assert job["state"] in {"JOB_STATE_CANCELLING", "JOB_STATE_CANCELLED"}
     events = assert_events(call(WATCH, {"name": endless_job.name}), 1, "cancelled")
     assert any(event.HasField("epoch") for event in events)
+
+
+def test_a_cancelled_job_is_resumed_with_more_epochs(
+    call: Call, cancelled_job: training_pb2.TrainingJob, assert_events: AssertEvents
+) -> None:
+    changes = {"request_id": "grpcurl-resumes", "trainer": {"epochs": 60_000}}
+    (job,) = call(RESUME, {"name": cancelled_job.name, "changes": changes})
+    assert job["resumed_from"] == cancelled_job.name
+    assert job["request"]["trainer"]["epochs"] == 60_000
+    assert call(RESUME, {"name": cancelled_job.name, "changes": changes})[0]["name"] == job["name"]
+    call(CANCEL, {"name": job["name"]})
+    assert_events(call(WATCH, {"name": job["name"]}), 1, "cancelled")
+
+
+def test_what_may_not_change_in_a_resumed_job_is_named(
+    grpcurl: Grpcurl, cancelled_job: training_pb2.TrainingJob
+) -> None:
+    changes = {"trainer": {"learning_rate": 0.5, "epochs": 0}}
+    data = json.dumps({"name": cancelled_job.name, "changes": changes})
+    done = grpcurl("-format-error", "-d", data, RESUME)
+    status = json.loads(done.stderr)
+    assert status["code"] == 3
+    # What breaks the contract is told first, as everywhere.
+    assert "changes.trainer.epochs: 0 is not allowed" in status["message"]
+    done = grpcurl("-format-error", "-d", data.replace('"epochs": 0', '"epochs": 60000'), RESUME)
+    (bad,) = [d for d in json.loads(done.stderr)["details"] if "field_violations" in d]
+    assert [v["field"] for v in bad["field_violations"]] == ["changes.trainer.learning_rate"]
+
+
+def test_a_model_is_known_by_its_alias(call: Call, request_json: dict[str, Any]) -> None:
+    model = call(TRAIN, request_json)[-1]["succeeded"]["model"]
+    (named,) = call(ALIAS, {"alias": "grpcurl", "name": model})
+    assert (named["name"], named["aliases"]) == (model, ["grpcurl"])
+    assert call(MODEL, {"name": "models/grpcurl"}) == [named]
+    (nameless,) = call(ALIAS, {"alias": "grpcurl"})
+    assert nameless["name"] == model
+    assert "aliases" not in nameless
 
 
 def test_train_streams_events_to_the_end(call: Call, request_json: dict[str, Any]) -> None:

@@ -178,6 +178,100 @@ def test_jobs_are_listed_by_label_and_state_and_deleted(user: Any, request_for: 
         user.get(listed[0])
 
 
+# ------------------------------------------------------------------------ resuming
+
+
+def test_a_cancelled_job_goes_on_in_a_new_one(user: Any, request_for: RequestFor) -> None:
+    old = user.submit(request_for(epochs=60, early_stopping_patience=0))
+    for event in user.watch(old):
+        if event.HasField("epoch") and event.epoch.epoch == 3:
+            user.cancel(old)
+    before, log = user.get(old), stored(user.watch(old))
+    assert before.state == training_pb2.JOB_STATE_CANCELLED
+
+    new = user.resume(old, epochs=62)
+    assert (new.resumed_from, new.name == old.name) == (old.name, False)
+    assert (new.request.trainer.epochs, old.request.trainer.epochs) == (62, 60)
+    events = stored(user.watch(new))
+    (resumed,) = [event.resumed for event in events if event.HasField("resumed")]
+    assert 1 <= resumed.epoch < 60
+    epochs = [event.epoch.epoch for event in events if event.HasField("epoch")]
+    assert epochs == list(range(resumed.epoch + 1, 63))
+    assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+    assert user.wait(new).state == training_pb2.JOB_STATE_SUCCEEDED
+    assert (user.get(old), stored(user.watch(old))) == (before, log)
+    with pytest.raises(trainwire_client.JobNotResumableError):
+        user.resume(new)
+
+
+def test_the_same_request_id_is_the_same_resumed_job(
+    user: Any, cancelled_job: training_pb2.TrainingJob
+) -> None:
+    changes = training_pb2.TrainingRequest(request_id=uuid.uuid4().hex, display_name="on")
+    new = user.resume(cancelled_job, changes=changes)
+    try:
+        assert user.resume(cancelled_job, changes=changes).name == new.name
+        assert new.display_name == "on"
+        changes.trainer.epochs = 70_000
+        with pytest.raises(trainwire_client.AlreadyExistsError):
+            user.resume(cancelled_job, changes=changes)
+    finally:
+        user.cancel(new)
+
+
+def test_a_resumed_job_keeps_all_but_its_epochs(
+    user: Any, cancelled_job: training_pb2.TrainingJob
+) -> None:
+    changes = training_pb2.TrainingRequest(dataset="datasets/other")
+    changes.trainer.epochs = 70_000
+    changes.trainer.learning_rate = 0.5
+    changes.model.dropout = 0.0
+    with pytest.raises(trainwire_client.InvalidRequestError) as caught:
+        user.resume(cancelled_job, changes=changes)
+    assert {violation.field for violation in caught.value.violations} == {
+        "changes.dataset",
+        "changes.trainer.learning_rate",
+        "changes.model.dropout",
+    }
+    with pytest.raises(trainwire_client.InvalidRequestError, match=r"changes\.trainer\.epochs"):
+        user.resume(cancelled_job, epochs=2)
+    with pytest.raises(trainwire_client.NotFoundError):
+        user.resume("none")
+
+
+def test_a_running_job_is_not_resumed(user: Any, endless_job: training_pb2.TrainingJob) -> None:
+    with pytest.raises(trainwire_client.JobNotResumableError, match="RUNNING"):
+        user.resume(endless_job)
+
+
+# ------------------------------------------------------------------------ aliases
+
+
+def test_an_alias_moves_from_model_to_model(
+    user: Any, request_for: RequestFor, tmp_path: Path
+) -> None:
+    first, second = (user.wait(user.submit(request_for(epochs=1))).model for _ in range(2))
+    alias = f"a{uuid.uuid4().hex}"
+    assert list(user.set_alias(alias, first).aliases) == [alias]
+    assert user.model(alias).name == user.model(f"models/{alias}").name == first
+    moved = user.set_alias(alias, second)
+    assert (moved.name, list(moved.aliases)) == (second, [alias])
+    assert list(user.model(first).aliases) == []
+    folder = user.download(alias, tmp_path / "model")
+    assert {file.name for file in moved.files} == {file.name for file in folder.iterdir()}
+
+    with pytest.raises(trainwire_client.ModelInUseError):
+        user.delete(second)
+    user.remove_alias(alias)
+    with pytest.raises(trainwire_client.NotFoundError):
+        user.remove_alias(alias)
+    with pytest.raises(trainwire_client.NotFoundError):
+        user.model(alias)
+    with pytest.raises(trainwire_client.NotFoundError):
+        user.set_alias(alias, "none")
+    user.delete(second)
+
+
 # ------------------------------------------------------------------------ requests
 
 

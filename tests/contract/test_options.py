@@ -31,6 +31,7 @@ HONOURED = {
     "list": FOR_ALL | {"max_length", "pattern", "max_items", "unique_items"},
     "map": FOR_ALL | {"max_length", "max_items"},
     "bytes": {"description"},
+    "partial": {"description", "partial"},
 }
 """The options that `trainwire.contract` acts on, by kind of field; elsewhere they would be idle."""
 
@@ -53,13 +54,16 @@ def request_messages() -> list[Descriptor]:
 
 
 def is_node(field: FieldDescriptor) -> bool:
-    return field.message_type is not None and not field.message_type.GetOptions().map_entry
+    """Whether a field has leaves of its own to look at; a partial message's are looked at there."""
+    if field.message_type is None or field.message_type.GetOptions().map_entry:
+        return False
+    return not param(field).partial
 
 
 def kind(field: FieldDescriptor) -> str:
     """Which of the kinds in `HONOURED` a leaf is."""
     if field.message_type is not None:
-        return "map"
+        return "partial" if param(field).partial else "map"
     if not field.has_presence and field.type != FieldDescriptor.TYPE_BYTES:
         return "list"
     if field.enum_type is not None or field.type == FieldDescriptor.TYPE_BOOL:
@@ -86,6 +90,13 @@ def test_there_is_something_to_look_at() -> None:
     names = {message.name for message in MESSAGES}
     assert {"TrainingRequest", "HybridCnnLstm", "DatasetHeader", "GetModelRequest"} <= names
     assert len(LEAVES) > len(PARAMETERS)
+    assert {kind(field) for field in LEAVES} == set(HONOURED)
+
+
+@each([field for field in LEAVES if kind(field) == "partial"])
+def test_a_partial_message_is_a_request_that_is_looked_at_itself(field: FieldDescriptor) -> None:
+    assert field.message_type in MESSAGES
+    assert param(field).description
 
 
 # ------------------------------------------------------------------------ every field says enough

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import select
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -19,6 +17,9 @@ from typing import Any
 import grpc
 import pytest
 import safetensors.numpy
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
 
 from trainwire.v1 import dataset_pb2, training_pb2, training_pb2_grpc
 from trainwire_client import TrainingClient
@@ -351,17 +352,23 @@ def test_a_waiting_job_of_a_newer_server_is_not_trained_on_half_of_its_request(
         first_epoch(client, client.submit(endless))
         waiting = client.submit(small(dataset.name))
     server.kill()
-    database = server.data_dir / "trainwire.db"
-    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
-        waiting.request.trainer.MergeFromString(bytes([0xF8, 0xF0, 0x04, 0x01]))
-        row = (waiting.SerializeToString(), waiting.name.partition("/")[2])
-        connection.execute("UPDATE jobs SET body = ? WHERE id = ?", row)
+    asyncio.run(add_unknown_field(server.data_dir / "trainwire.db", waiting.name))
     with start_server().client() as client:
         events = stored(client.watch(waiting.name))
     assert kinds(events) == ["queued", "failed"]
     failure = events[-1].failed.failure
     assert failure.reason == training_pb2.FAILURE_REASON_INVALID_REQUEST
     assert failure.message.startswith("trainer.9999: unknown field number 9999")
+
+
+async def add_unknown_field(database: Path, name: str) -> None:
+    """Make of a job's request what a newer server could have stored."""
+    store = Store(database)
+    job = await store.job(name)
+    assert job is not None
+    job.request.trainer.MergeFromString(bytes([0xF8, 0xF0, 0x04, 0x01]))
+    await store.save(job)
+    await store.close()
 
 
 def test_a_stopping_server_ends_watches_at_once(
@@ -379,6 +386,126 @@ def test_a_stopping_server_ends_watches_at_once(
         assert error.code() is grpc.StatusCode.UNAVAILABLE
         assert "watch" in error.details()
         assert server.process.wait(10) == 0
+
+
+# ------------------------------------------------------------------------ drain
+
+
+@pytest.fixture
+def slow_job(
+    start_server: StartServer, columns: Callable[..., Any], small: RequestFor
+) -> Callable[[str], tuple[Any, training_pb2.TrainingJob]]:
+    """Starts a server and a job on it that is in an epoch which takes more than a second."""
+
+    def begin(grace: str, rows: int = 2500, epoch: int = 2) -> tuple[Any, training_pb2.TrainingJob]:
+        server = start_server("--grace", grace)
+        with server.client() as client:
+            dataset = client.upload(columns(rows)).name
+            job = client.submit(small(dataset, epochs=50, batch_size=4, early_stopping_patience=0))
+            next(event for event in client.watch(job) if event.progress.epoch == epoch)
+        return server, job
+
+    return begin
+
+
+def resumed_from(server: Any, job: training_pb2.TrainingJob) -> int:
+    """The epoch from which a job goes on under the next server."""
+    with server.client() as client:
+        events = (event for event in client.watch(job) if event.HasField("resumed"))
+        epoch = next(events).resumed.epoch
+        client.cancel(job)
+        seen = stored(client.watch(job))
+    assert epochs_of(seen) == list(range(1, len(epochs_of(seen)) + 1))
+    assert kinds(seen).count("resumed") == 1
+    return int(epoch)
+
+
+def test_a_stopping_server_finishes_the_epoch_it_is_in(
+    slow_job: Callable[..., Any], start_server: StartServer
+) -> None:
+    server, job = slow_job("60")
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(60) == 0
+    # The one that was running is done and kept, and no other was begun.
+    assert resumed_from(start_server(), job) == 2
+
+
+def test_a_stopping_server_drops_an_epoch_that_takes_longer_than_its_grace(
+    slow_job: Callable[..., Any], start_server: StartServer
+) -> None:
+    server, job = slow_job("0.2")
+    server.process.send_signal(signal.SIGTERM)
+    # Not the grace alone: processes are ended and files closed.
+    assert server.process.wait(10) == 0
+    assert resumed_from(start_server(), job) == 1
+
+
+def test_a_second_signal_ends_a_stopping_server_at_once(
+    slow_job: Callable[..., Any], start_server: StartServer
+) -> None:
+    server, job = slow_job("600", rows=20_000, epoch=1)
+    (worker,) = server.children()
+    server.process.send_signal(signal.SIGTERM)
+    server.wait_for_log("server.stopping")
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(2) == 128 + signal.SIGTERM
+    assert wait_for_exit([worker], 5) == []
+    assert resumed_from(start_server(), job) == 0
+
+
+def test_a_stopping_server_says_so_and_takes_no_more(slow_job: Callable[..., Any]) -> None:
+    server, job = slow_job("600", rows=20_000, epoch=1)
+    with server.channel() as channel:
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        trainings = training_pb2_grpc.TrainingServiceStub(channel)
+        statuses = health.Watch(health_pb2.HealthCheckRequest())
+        assert next(statuses).status == health_pb2.HealthCheckResponse.SERVING
+        watching: Any = trainings.WatchTraining(training_pb2.WatchTrainingRequest(name=job.name))
+        next(watching)
+        server.process.send_signal(signal.SIGTERM)
+        assert next(statuses).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        calls = {
+            "watch": lambda: list(watching),
+            "submit": lambda: trainings.SubmitTraining(job.request),
+            "train": lambda: list(trainings.Train(job.request)),
+            "resume": lambda: trainings.ResumeTraining(
+                training_pb2.ResumeTrainingRequest(name=job.name)
+            ),
+        }
+        found = {name: refused_for_now(call) for name, call in calls.items()}
+        assert {name: delay > 0 for name, delay in found.items()} == dict.fromkeys(calls, True)
+        # What is only read is still answered.
+        asked = training_pb2.GetTrainingRequest(name=job.name)
+        assert trainings.GetTraining(asked).state == training_pb2.JOB_STATE_RUNNING
+        server.process.send_signal(signal.SIGTERM)
+        server.process.wait(10)
+
+
+def refused_for_now(call: Callable[[], Any]) -> float:
+    """Seconds after which a call that is UNAVAILABLE is to be tried again; 0 if it does not say."""
+    with pytest.raises(grpc.RpcError) as caught:
+        call()
+    error: Any = caught.value
+    assert error.code() is grpc.StatusCode.UNAVAILABLE
+    retry, status = error_details_pb2.RetryInfo(), rpc_status.from_call(error)
+    assert status is not None
+    assert any(detail.Unpack(retry) for detail in status.details)
+    return float(retry.retry_delay.ToTimedelta().total_seconds())
+
+
+def test_a_watch_of_the_health_does_not_hold_a_stopping_server_up(
+    start_server: StartServer,
+) -> None:
+    server = start_server("--grace", "600")
+    with server.channel() as channel:
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        statuses = health.Watch(health_pb2.HealthCheckRequest())
+        next(statuses)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(30) == 0
+        assert [status.status for status in statuses] == [
+            health_pb2.HealthCheckResponse.NOT_SERVING
+        ]
 
 
 def refused_server(data_dir: Path, listen: str, log: Path) -> str:

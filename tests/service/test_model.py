@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import grpc
@@ -114,3 +115,120 @@ def test_a_page_token_of_another_make_is_invalid(
     refused = refusal(lambda: stub.ListModels(model_pb2.ListModelsRequest(page_token="x")))
     assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
     assert set(refused.fields) == {"page_token"}
+
+
+# ------------------------------------------------------------------------ aliases
+
+
+@pytest.fixture
+def models(
+    client: TrainingClient, request_for: RequestFor, stub: model_pb2_grpc.ModelServiceStub
+) -> Iterator[list[str]]:
+    """Names of two models that have no alias, nor have one afterwards."""
+    jobs = [client.submit(request_for(epochs=1)) for _ in range(2)]
+    names = [client.wait(job).model for job in jobs]
+    yield names
+    for name in names:
+        for alias in client.model(name).aliases:
+            stub.SetModelAlias(model_pb2.SetModelAliasRequest(alias=alias))
+
+
+def give(stub: model_pb2_grpc.ModelServiceStub, alias: str, name: str) -> model_pb2.Model:
+    return stub.SetModelAlias(model_pb2.SetModelAliasRequest(alias=alias, name=name))
+
+
+def test_a_model_goes_by_its_aliases_in_every_call(
+    client: TrainingClient, stub: model_pb2_grpc.ModelServiceStub, models: list[str]
+) -> None:
+    first, second = models
+    give(stub, "staging", first)
+    answered = give(stub, "production", first)
+    assert answered.name == first
+    assert list(answered.aliases) == ["production", "staging"]
+    assert client.model("models/production") == client.model(first) == answered
+    assert download(stub, "models/staging") == download(stub, first)
+    # By alias too: what another alias names.
+    assert give(stub, "previous", "models/production").name == first
+    listed = {model.name: list(model.aliases) for model in client.models(page_size=1)}
+    assert listed[first] == ["previous", "production", "staging"]
+    assert listed[second] == []
+
+
+def test_an_alias_moves_from_one_model_to_another(
+    client: TrainingClient, stub: model_pb2_grpc.ModelServiceStub, models: list[str]
+) -> None:
+    first, second = models
+    give(stub, "production", first)
+    assert give(stub, "production", second) == give(stub, "production", second)
+    assert list(client.model(first).aliases) == []
+    assert client.model("models/production").name == second
+
+
+def test_a_removed_alias_names_nothing(
+    stub: model_pb2_grpc.ModelServiceStub, models: list[str], refusal: Refusal
+) -> None:
+    give(stub, "production", models[0])
+    remove = model_pb2.SetModelAliasRequest(alias="production")
+    taken = stub.SetModelAlias(remove)
+    assert (taken.name, list(taken.aliases)) == (models[0], [])
+    missing = refusal(lambda: stub.SetModelAlias(remove))
+    assert missing.code is grpc.StatusCode.NOT_FOUND
+    assert "production" in missing.message
+    by_alias = model_pb2.GetModelRequest(name="models/production")
+    assert refusal(lambda: stub.GetModel(by_alias)).code is grpc.StatusCode.NOT_FOUND
+
+
+def test_an_alias_needs_a_model(
+    stub: model_pb2_grpc.ModelServiceStub, models: list[str], refusal: Refusal
+) -> None:
+    give(stub, "production", models[0])
+    missing = refusal(lambda: give(stub, "production", "models/nowhere"))
+    assert missing.code is grpc.StatusCode.NOT_FOUND
+    assert "models/nowhere" in missing.message
+    by_alias = model_pb2.GetModelRequest(name="models/production")
+    assert stub.GetModel(by_alias).name == models[0]
+
+
+def test_an_alias_is_not_the_id_of_a_model(
+    client: TrainingClient,
+    stub: model_pb2_grpc.ModelServiceStub,
+    request_for: RequestFor,
+    refusal: Refusal,
+) -> None:
+    # An id begins with a digit or a letter, by chance; an alias may only begin with a letter.
+    made: list[str] = []
+    while not made or made[-1].removeprefix("models/")[0].isdigit():
+        made.append(client.wait(client.submit(request_for(epochs=1))).model)
+    refused = refusal(lambda: give(stub, made[-1].removeprefix("models/"), made[-1]))
+    assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert set(refused.fields) == {"alias"}
+
+
+def test_a_model_with_an_alias_is_not_deleted(
+    client: TrainingClient,
+    stub: model_pb2_grpc.ModelServiceStub,
+    models: list[str],
+    refusal: Refusal,
+) -> None:
+    for alias in ("production", "staging"):
+        give(stub, alias, models[0])
+    for name in (models[0], "models/production"):
+        delete = model_pb2.DeleteModelRequest(name=name)
+        refused = refusal(lambda delete=delete: stub.DeleteModel(delete))  # type: ignore[misc]
+        assert refused.code is grpc.StatusCode.FAILED_PRECONDITION
+        assert refused.reason == "MODEL_IN_USE"
+        assert f"{models[0]} has the alias production, staging" in refused.message
+    assert download(stub, models[0])
+
+
+def test_an_alias_that_many_give_at_once_is_given_once(
+    client: TrainingClient, stub: model_pb2_grpc.ModelServiceStub, models: list[str]
+) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda name: give(stub, "production", name), models * 20))
+    # Whoever gave it had it then, whatever came after.
+    assert [(answer.name, list(answer.aliases)) for answer in answers] == [
+        (name, ["production"]) for name in models * 20
+    ]
+    holders = [name for name in models if client.model(name).aliases]
+    assert holders == [client.model("models/production").name]

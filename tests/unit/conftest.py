@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -96,12 +97,13 @@ def run(tmp_path: Path) -> Run:
         request: training_pb2.TrainingRequest,
         prepared: Prepared | None = None,
         folder: str = "job",
+        **options: Any,
     ) -> list[training_pb2.TrainingEvent]:
         # Here, so that tests of other parts do not load torch.
         from trainwire_server.training.fit import train
 
         (tmp_path / folder).mkdir(exist_ok=True)
         chosen = prepared or _make_prepared()
-        return list(train(request, chosen, tmp_path / folder, 1, lambda: False))
+        return list(train(request, chosen, tmp_path / folder, 1, lambda: False, **options))
 
     return _run

@@ -76,6 +76,7 @@ class FaultyServer(
 
     Train = SubmitTraining = GetTraining = ListTrainings = _next  # type: ignore[assignment]
     WatchTraining = CancelTraining = DeleteTraining = _next  # type: ignore[assignment]
+    ResumeTraining = SetModelAlias = _next
     UploadDataset = GetDataset = ListDatasets = DeleteDataset = _next  # type: ignore[assignment]
     GetModel = ListModels = DownloadModel = DeleteModel = _next  # type: ignore[assignment]
 
@@ -295,6 +296,59 @@ async def test_details_are_decoded() -> None:
         with pytest.raises(trainwire_client.DatasetUnsuitableError) as caught:
             await client.submit(sound_request())
     assert caught.value.violations == (Violation("data.column.name", "no column 'x'"),)
+
+
+@asynchronous
+async def test_resume_tries_again_with_the_same_request_id() -> None:
+    changes = training_pb2.TrainingRequest(display_name="longer")
+    server = FaultyServer(refuse(grpc.StatusCode.UNAVAILABLE), RUNNING)
+    async with connected(server) as client:
+        assert await client.resume("one", epochs=300, changes=changes) == RUNNING
+    first, second = server.requests
+    assert first == second
+    assert (first.name, first.changes.trainer.epochs) == (JOB, 300)
+    assert first.changes.request_id
+    assert first.changes.display_name == "longer"
+    assert changes == training_pb2.TrainingRequest(display_name="longer")
+
+
+@asynchronous
+async def test_aliases_are_set_and_removed() -> None:
+    model = model_pb2.Model(name="models/m", aliases=["production"])
+    unavailable, gone = refuse(grpc.StatusCode.UNAVAILABLE), refuse(grpc.StatusCode.NOT_FOUND)
+    server = FaultyServer(model, unavailable, gone, gone)
+    async with connected(server) as client:
+        assert await client.set_alias("production", "m") == model
+        await client.remove_alias("production")
+        with pytest.raises(trainwire_client.NotFoundError):
+            await client.remove_alias("production")
+        for wrong in (client.set_alias("Production", "m"), client.remove_alias("Production")):
+            with pytest.raises(trainwire_client.InvalidRequestError, match="alias"):
+                await wrong
+    named = model_pb2.SetModelAliasRequest(alias="production", name="models/m")
+    nameless = model_pb2.SetModelAliasRequest(alias="production")
+    assert server.requests == [named, nameless, nameless, nameless]
+
+
+@asynchronous
+async def test_a_server_that_stops_is_asked_again_when_it_said() -> None:
+    retry = error_details_pb2.RetryInfo()
+    retry.retry_delay.FromMilliseconds(200)
+    detail = any_pb2.Any()
+    detail.Pack(retry)
+    status = status_pb2.Status(code=code_pb2.UNAVAILABLE, message="stopping", details=[detail])
+
+    async def stopping(_: Any, context: Any) -> None:
+        await context.abort_with_status(rpc_status.to_status(status))
+
+    loop = asyncio.get_running_loop()
+    server = FaultyServer(stopping, RUNNING, stopping, log(1, end="succeeded"))
+    async with connected(server, backoff=Backoff(initial=0.001, maximum=1)) as client:
+        began = loop.time()
+        await client.get(JOB)
+        asked = loop.time()
+        assert [event.sequence async for event in client.watch(JOB)] == [1]
+        assert min(asked - began, loop.time() - asked) >= 0.2
 
 
 @asynchronous

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,63 @@ def test_what_was_left_of_uploads_is_removed_at_start(tmp_path: Path) -> None:
     catalog.close()
     Catalog(tmp_path).close()
     assert not list((tmp_path / "uploads").iterdir())
+
+
+def test_a_data_directory_whose_database_is_gone_is_refused(tmp_path: Path) -> None:
+    Catalog(tmp_path).close()
+    (tmp_path / "models" / "m").mkdir()
+    for is_there in (False, True):
+        with pytest.raises(FileNotFoundError, match="missing or empty, but there is models/m"):
+            Catalog(tmp_path)
+        assert (tmp_path / "models" / "m").is_dir()
+        if not is_there:
+            (tmp_path / "trainwire.db").touch()
+    (tmp_path / "trainwire.db").write_bytes(b"some")
+    Catalog(tmp_path).close()
+
+
+def test_a_bundle_is_kept_by_a_call_after_one_that_failed(tmp_path: Path) -> None:
+    catalog = Catalog(tmp_path)
+    bundle = catalog.job_folder("jobs/j") / "bundle"
+    bundle.mkdir()
+    (bundle / "weights").write_bytes(b"w")
+    # The first call was refused by the disk after it had moved the folder.
+    for _ in range(2):
+        catalog.keep_bundle("jobs/j", "models/m")
+    assert (catalog.model_folder("models/m") / "weights").read_bytes() == b"w"
+    assert not bundle.exists()
+    with pytest.raises(FileNotFoundError):
+        catalog.keep_bundle("jobs/j", "models/other")
+    catalog.close()
+
+
+def test_what_a_folder_takes_is_what_goes_with_it(tmp_path: Path) -> None:
+    catalog = Catalog(tmp_path)
+    empty = catalog.stored_bytes()
+    (catalog.job_folder("jobs/a") / "own").write_bytes(b"x" * 10)
+    (catalog.job_folder("jobs/a") / "shared").write_bytes(b"x" * 100)
+    os.link(catalog.job_folder("jobs/a") / "shared", catalog.job_folder("jobs/resumed") / "shared")
+    assert catalog.stored_bytes() - empty == 110
+    assert catalog.removable_bytes("jobs/a") == 10
+    catalog.remove("jobs/a")
+    assert catalog.stored_bytes() - empty == catalog.removable_bytes("jobs/resumed") == 100
+    assert catalog.removable_bytes("jobs/a") == 0
+    # Uploads are counted by what was announced.
+    upload = catalog.begin_upload(len(DATA), SHA256)
+    upload.write(DATA)
+    upload.finish()
+    assert catalog.stored_bytes() - empty == 100
+    upload.discard()
+    catalog.close()
+
+
+def test_a_use_is_never_moved_back(tmp_path: Path) -> None:
+    catalog = Catalog(tmp_path)
+    catalog.model_folder("datasets/d").mkdir()
+    os.utime(catalog.model_folder("datasets/d"), (1000, 1000))
+    for time, expected in ((900, 1000), (1100, 1100), (1050, 1100)):
+        catalog.mark_used("datasets/d", time)
+        assert catalog.last_used("datasets/d") == expected
+    catalog.mark_used("datasets/none", 1)
+    assert catalog.last_used("datasets/none") == 0
+    catalog.close()

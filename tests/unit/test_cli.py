@@ -56,6 +56,8 @@ class ScriptedServer(
         self.uploads = 0
         self.listed: list[training_pb2.ListTrainingsRequest] = []
         self.deleted: list[str] = []
+        self.resumed: list[training_pb2.ResumeTrainingRequest] = []
+        self.aliases: list[model_pb2.SetModelAliasRequest] = []
 
     def _job(self) -> training_pb2.TrainingJob:
         states = {
@@ -89,6 +91,14 @@ class ScriptedServer(
         return self._job()
 
     CancelTraining = GetTraining
+
+    def ResumeTraining(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self.resumed.append(request)
+        if request.name != JOB:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"{request.name} still runs")
+        job = self._job()
+        job.resumed_from = "jobs/old"
+        return job
 
     def Train(self, request: Any, context: Any) -> Iterator[Any]:  # noqa: N802
         raise NotImplementedError
@@ -140,7 +150,13 @@ class ScriptedServer(
     def GetModel(self, request: Any, context: Any) -> model_pb2.Model:  # noqa: N802
         digest = hashlib.sha256(BUNDLE).hexdigest()
         file = model_pb2.ModelFile(name="weights.bin", size_bytes=len(BUNDLE), sha256=digest)
-        return model_pb2.Model(name="models/m", job=JOB, files=[file])
+        return model_pb2.Model(name="models/m", job=JOB, files=[file], aliases=["latest"])
+
+    def SetModelAlias(self, request: Any, context: Any) -> model_pb2.Model:  # noqa: N802
+        self.aliases.append(request)
+        if request.name == "models/gone":
+            context.abort(grpc.StatusCode.NOT_FOUND, "there is no models/gone")
+        return self.GetModel(request, context)
 
     def ListModels(self, request: Any, context: Any) -> Any:  # noqa: N802
         return model_pb2.ListModelsResponse(models=[model_pb2.Model(name="models/m")])
@@ -239,6 +255,91 @@ def test_detach_prints_the_name(scripted: ScriptedServer) -> None:
     assert _run(*request).stdout == f"{JOB}\n"
     assert json.loads(_run(*request, "--json").stdout)["name"] == JOB
     assert scripted.after == []
+
+
+def test_resume_sends_the_changes_and_watches(scripted: ScriptedServer) -> None:
+    result = _run("resume", "one", "--set", "trainer.epochs=300", "--set", "labels.team=a")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[0] == "queued jobs/one position=1"
+    (sent,) = scripted.resumed
+    assert sent.name == JOB
+    assert sent.changes.request_id
+    sent.changes.ClearField("request_id")
+    expected = training_pb2.TrainingRequest(labels={"team": "a"})
+    expected.trainer.epochs = 300
+    assert sent.changes == expected
+    assert scripted.after == [0]
+
+
+def test_resume_watches_as_train_does(scripted: ScriptedServer) -> None:
+    assert _run("resume", JOB, "--detach").stdout == f"{JOB}\n"
+    told = json.loads(_run("resume", JOB, "--detach", "--json").stdout)
+    assert (told["name"], told["resumed_from"]) == (JOB, "jobs/old")
+    assert scripted.after == []
+    lines = _run("resume", JOB, "--json").stdout.splitlines()
+    assert [json.loads(line)["sequence"] for line in lines] == [1, 2, 3]
+    scripted.end = "failed"
+    assert _run("resume", JOB).exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["trainer.epochs=0"], ["changes.trainer.epochs: 0 is not allowed; allowed: [1, 100000]"]),
+        (["epochs=9"], ["changes.epochs: no such field", "changes.trainer.epochs"]),
+        (
+            ["trainer.precision=FP8", "model.dropout=2"],
+            ["changes.trainer.precision: 'FP8' is not", "changes.model.dropout: 2 is not allowed"],
+        ),
+        (["trainer.epochs=5", "trainer.epochs=6"], ["changes.trainer.epochs: given twice"]),
+        (["trainer.epochs"], ["has no ="]),
+    ],
+)
+def test_changes_are_checked_before_they_are_sent(
+    scripted: ScriptedServer, arguments: list[str], told: list[str]
+) -> None:
+    result = _run("resume", JOB, *(part for text in arguments for part in ("--set", text)))
+    assert result.exit_code == 2
+    assert not [words for words in told if words not in result.stderr]
+    assert "required" not in result.stderr
+    assert scripted.resumed == []
+
+
+def test_a_job_that_cannot_be_resumed_is_an_error(scripted: ScriptedServer) -> None:
+    result = _run("resume", "two")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "trainwire: jobs/two still runs\n"
+
+
+def test_an_alias_is_given_and_removed(scripted: ScriptedServer) -> None:
+    assert _run("alias", "latest", "m").stdout == "models/m aliases=latest\n"
+    assert json.loads(_run("alias", "latest", "models/m", "--json").stdout)["aliases"] == ["latest"]
+    assert _run("alias", "latest", "--remove").stdout == "removed latest\n"
+    assert json.loads(_run("alias", "latest", "--remove", "--json").stdout)["alias"] == "latest"
+    assert [(sent.alias, sent.name) for sent in scripted.aliases] == [
+        ("latest", "models/m"),
+        ("latest", "models/m"),
+        ("latest", ""),
+        ("latest", ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["latest"], 2, "either MODEL or --remove"),
+        (["latest", "m", "--remove"], 2, "either MODEL or --remove"),
+        (["Latest", "m"], 2, "alias: 'Latest' is not allowed; allowed: [a-z]"),
+        (["latest", "jobs/m"], 2, "name: 'jobs/m' is not allowed; allowed: models/ID"),
+        (["latest", "gone"], 1, "trainwire: there is no models/gone"),
+    ],
+)
+def test_wrong_aliases_are_told(
+    scripted: ScriptedServer, arguments: list[str], status: int, words: str
+) -> None:
+    result = _run("alias", *arguments)
+    assert (result.exit_code, result.stdout) == (status, "")
+    assert words in result.stderr
 
 
 def test_violations_are_all_told_before_anything_is_uploaded(
@@ -574,7 +675,7 @@ def test_without_the_extra_it_says_what_to_install(
 def test_help_names_every_command() -> None:
     text = _run("--help").output
     calls = ["train", "validate", "watch", "jobs", "show", "cancel", "upload", "datasets"]
-    calls += ["models", "download", "delete", "info"]
+    calls += ["models", "download", "delete", "info", "resume", "alias"]
     for command in [*calls, "contract"]:
         assert f"  {command} " in text
     for command in calls:

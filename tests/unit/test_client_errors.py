@@ -58,6 +58,7 @@ class FaultyServer(
     ListTrainings = WatchTraining = GetModel = ListModels = DownloadModel = _next
     GetDataset = ListDatasets = _next
     DeleteTraining = DeleteDataset = DeleteModel = _next
+    ResumeTraining = SetModelAlias = _next
 
     def UploadDataset(self, request_iterator: Any, context: Any) -> Any:  # noqa: N802
         return self._next(request_iterator, context)
@@ -82,14 +83,17 @@ def _fail(code: grpc.StatusCode, text: str = "no") -> Callable[[Any, Any], Any]:
     return lambda _, context: context.abort(code, text)
 
 
-def _fail_richly(code: int, reason: str, *violations: tuple[str, str]) -> Callable[[Any, Any], Any]:
+def _fail_richly(
+    code: int, reason: str, *violations: tuple[str, str], retry_after: float = 0
+) -> Callable[[Any, Any], Any]:
     info = error_details_pb2.ErrorInfo(reason=reason, domain="trainwire")
-    bad = error_details_pb2.BadRequest()
+    bad, retry = error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
     for field, description in violations:
         bad.field_violations.add(field=field, description=description)
-    details = [any_pb2.Any(), any_pb2.Any()]
-    details[0].Pack(info)
-    details[1].Pack(bad)
+    retry.retry_delay.FromNanoseconds(round(1e9 * retry_after))
+    details = [any_pb2.Any() for _ in range(3)]
+    for packed, detail in zip(details, (info, bad, retry), strict=True):
+        packed.Pack(detail)
     status = status_pb2.Status(code=code, message="it is wrong", details=details)
     return lambda _, context: context.abort_with_status(rpc_status.to_status(status))
 
@@ -180,6 +184,36 @@ def test_details_are_decoded_and_readable() -> None:
         "  data.column.name: no column 'x'",
         "  data.windows.time_column: no column 't'",
     ]
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "kind"),
+    [
+        (code_pb2.RESOURCE_EXHAUSTED, "QUEUE_FULL", trainwire_client.QueueFullError),
+        (code_pb2.RESOURCE_EXHAUSTED, "STORAGE_FULL", trainwire_client.StorageFullError),
+        (code_pb2.RESOURCE_EXHAUSTED, "", trainwire_client.ResourceExhaustedError),
+        (code_pb2.FAILED_PRECONDITION, "JOB_NOT_RESUMABLE", trainwire_client.JobNotResumableError),
+        (code_pb2.FAILED_PRECONDITION, "MODEL_IN_USE", trainwire_client.ModelInUseError),
+    ],
+)
+def test_reasons_that_callers_tell_apart_have_classes(code: int, reason: str, kind: Any) -> None:
+    server = FaultyServer(_fail_richly(code, reason))
+    with _serve(server) as client, pytest.raises(kind) as caught:
+        client.submit(_request())
+    assert type(caught.value) is kind
+    assert caught.value.reason == reason
+
+
+def test_a_server_that_stops_says_when_it_wants_to_be_asked_again() -> None:
+    stopping = _fail_richly(code_pb2.UNAVAILABLE, "SERVER_STOPPING", retry_after=2.5)
+    server = FaultyServer(stopping)
+    with (
+        _serve(server),
+        TrainingClient(server.address, retry_for=0) as client,
+        pytest.raises(trainwire_client.UnavailableError) as caught,
+    ):
+        client.submit(_request())
+    assert (caught.value.reason, caught.value.retry_delay) == ("SERVER_STOPPING", 2.5)
 
 
 # ------------------------------------------------------------------------ unary calls
@@ -478,6 +512,139 @@ def test_an_outage_ends_at_its_limit_counted_from_the_first_failure() -> None:
     quick = outage.next_delay()
     assert quick is not None
     assert quick <= 1
+
+
+@pytest.mark.parametrize(("hint", "least", "most"), [(0, 0.5, 1), (2, 2.5, 3), (60, 4, 4)])
+def test_the_first_wait_is_as_long_as_the_server_said_within_the_maximum(
+    hint: float, least: float, most: float
+) -> None:
+    outage = Outage(Backoff(initial=1, maximum=4), limit=100)
+    delay = outage.delay_after(errors.UnavailableError("stopping", retry_delay=hint))
+    assert least <= delay <= most
+
+
+def test_no_hint_goes_beyond_the_time_to_give_up() -> None:
+    outage = Outage(Backoff(initial=1, maximum=40), limit=5, clock=lambda: 0.0)
+    assert outage.next_delay(hint=30) == 5
+
+
+# ------------------------------------------------------------------------ resume
+
+
+def test_resume_sends_what_is_to_be_different_and_nothing_else() -> None:
+    server = FaultyServer(RUNNING)
+    with _serve(server) as client:
+        assert client.resume("one", epochs=300) == RUNNING
+    (sent,) = server.requests
+    assert sent.name == JOB
+    assert len(sent.changes.request_id) == 32
+    expected = training_pb2.TrainingRequest(request_id=sent.changes.request_id)
+    expected.trainer.epochs = 300
+    assert sent.changes == expected
+
+
+def test_resume_tries_again_with_the_same_request_id() -> None:
+    unavailable = _fail(grpc.StatusCode.UNAVAILABLE)
+    server, changes = FaultyServer(unavailable, unavailable, RUNNING), _changes()
+    with _serve(server) as client:
+        client.resume(RUNNING, changes=changes)
+    assert len({sent.changes.request_id for sent in server.requests}) == 1
+    assert server.requests[0].changes.request_id
+    assert changes == _changes()
+
+
+def test_a_request_id_among_the_changes_is_kept() -> None:
+    server, changes = FaultyServer(RUNNING), _changes()
+    changes.request_id = "mine"
+    with _serve(server) as client:
+        client.resume(JOB, changes=changes, epochs=7)
+    (sent,) = server.requests
+    changes.trainer.epochs = 7
+    assert sent.changes == changes
+
+
+def _changes() -> training_pb2.TrainingRequest:
+    return training_pb2.TrainingRequest(display_name="longer", labels={"team": "a"})
+
+
+def test_what_is_wrong_with_changes_is_told_before_they_are_sent() -> None:
+    server, changes = FaultyServer(), _changes()
+    changes.trainer.epochs = 0
+    with _serve(server) as client:
+        for wrong, field in (
+            ({"changes": changes}, "changes.trainer.epochs"),
+            ({"changes": changes, "epochs": 9}, "changes.trainer.epochs"),
+            ({"epochs": 100_001}, "changes.trainer.epochs"),
+        ):
+            with pytest.raises(errors.InvalidRequestError) as caught:
+                client.resume(JOB, **wrong)
+            assert [violation.field for violation in caught.value.violations] == [field]
+        with pytest.raises(errors.InvalidRequestError, match="name"):
+            client.resume("models/m")
+    assert server.requests == []
+
+
+def test_resume_raises_what_the_server_says() -> None:
+    fixed = ("changes.trainer.learning_rate", "cannot be changed")
+    refused = _fail_richly(code_pb2.INVALID_ARGUMENT, "INVALID_REQUEST", fixed)
+    late = _fail_richly(code_pb2.FAILED_PRECONDITION, "JOB_NOT_RESUMABLE")
+    with _serve(FaultyServer(refused, late)) as client:
+        with pytest.raises(errors.InvalidRequestError) as caught:
+            client.resume(JOB)
+        assert caught.value.violations == (Violation(*fixed),)
+        with pytest.raises(errors.JobNotResumableError):
+            client.resume(JOB)
+
+
+# ------------------------------------------------------------------------ aliases
+
+MODEL = model_pb2.Model(name="models/m", aliases=["production"])
+
+
+@pytest.mark.parametrize("model", [MODEL, "models/m", "m"])
+def test_an_alias_is_set_for_a_model(model: Any) -> None:
+    server = FaultyServer(MODEL)
+    with _serve(server) as client:
+        assert client.set_alias("production", model) == MODEL
+    assert server.requests == [model_pb2.SetModelAliasRequest(alias="production", name="models/m")]
+
+
+def test_an_alias_is_removed() -> None:
+    server = FaultyServer(MODEL)
+    with _serve(server) as client:
+        client.remove_alias("production")
+    assert server.requests == [model_pb2.SetModelAliasRequest(alias="production")]
+    assert not server.requests[0].HasField("name")
+
+
+def test_an_alias_that_a_lost_try_removed_is_removed() -> None:
+    gone = _fail(grpc.StatusCode.NOT_FOUND)
+    with _serve(FaultyServer(_fail(grpc.StatusCode.UNAVAILABLE), gone)) as client:
+        client.remove_alias("production")
+    with _serve(FaultyServer(gone)) as client, pytest.raises(errors.NotFoundError):
+        client.remove_alias("production")
+
+
+@pytest.mark.parametrize("alias", ["", "Production", "models/production", "1st", 64 * "a"])
+def test_what_is_no_alias_is_refused_before_it_is_sent(alias: str) -> None:
+    server = FaultyServer()
+    with _serve(server) as client:
+        for wrong in (lambda: client.set_alias(alias, "m"), lambda: client.remove_alias(alias)):
+            with pytest.raises(errors.InvalidRequestError) as caught:
+                wrong()
+            assert [violation.field for violation in caught.value.violations] == ["alias"]
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("name", ["production", "models/production"])
+def test_a_model_goes_by_alias_and_is_downloaded_by_its_own_name(name: str, tmp_path: Path) -> None:
+    server = FaultyServer(MODEL, lambda *_: iter(()))
+    with _serve(server) as client:
+        client.download(name, tmp_path)
+    assert server.requests == [
+        model_pb2.GetModelRequest(name="models/production"),
+        model_pb2.DownloadModelRequest(name="models/m"),
+    ]
 
 
 # ------------------------------------------------------------------------ validate, list, delete

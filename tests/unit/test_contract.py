@@ -506,6 +506,91 @@ def test_known_fields_that_cannot_be_read_are_refused(path: str, wire: bytes) ->
     assert "cannot be read" in found.description
 
 
+# ------------------------------------------------------------------------ partial messages
+
+
+def changing(path: str = "", text: str = "") -> training_pb2.ResumeTrainingRequest:
+    """A request whose `changes`, a partial message, has this one field set."""
+    request = training_pb2.ResumeTrainingRequest(name="jobs/a")
+    request.changes.SetInParent()
+    if path:
+        contract.assign(request, f"changes.{path}", text)
+    return request
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("", ""),
+        ("trainer.epochs", "300"),
+        ("display_name", "again"),
+        # Beside these a whole request would need more: the other column, the price.
+        ("data.windows.time_column", "t"),
+        ("data.threshold.horizon", "3"),
+    ],
+)
+def test_nothing_is_required_in_a_partial_message(path: str, text: str) -> None:
+    assert contract.violations(changing(path, text)) == []
+
+
+def test_what_holds_a_partial_message_is_whole() -> None:
+    nameless = training_pb2.ResumeTrainingRequest()
+    assert [v.field for v in contract.violations(nameless)] == ["name"]
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "allowed"),
+    [
+        ("trainer.epochs", "0", "0 is not allowed; allowed: [1, 100000]"),
+        ("dataset", "d", "'d' is not allowed; allowed: datasets/"),
+        ("trainer.scheduler_type", "UNSPECIFIED", "SCHEDULER_TYPE_UNSPECIFIED is not a value of"),
+        ("display_name", 201 * "x", "201 characters; allowed: at most 200"),
+    ],
+)
+def test_values_in_a_partial_message_keep_the_contract(path: str, text: str, allowed: str) -> None:
+    (violation,) = contract.violations(changing(path, text))
+    assert violation.field == f"changes.{path}"
+    assert violation.description.startswith(allowed)
+
+
+@pytest.mark.parametrize("path", ["", "trainer", "model.hybrid_cnn_lstm"])
+def test_unknown_fields_in_a_partial_message_are_refused(path: str) -> None:
+    request = changing()
+    holder: Any = request.changes
+    for name in path.split(".") if path else ():
+        holder = getattr(holder, name)
+    holder.MergeFromString(UNKNOWN_FIELD)
+    holder.SetInParent()
+    where = f"changes.{path}.{UNKNOWN_NUMBER}".replace("..", ".")
+    assert [v.field for v in contract.violations(request)] == [where]
+
+
+def test_unknown_enum_values_in_a_partial_message_are_refused() -> None:
+    request = changing()
+    request.changes.trainer.scheduler_type = cast("Any", UNKNOWN_NUMBER)
+    assert [v.field for v in contract.violations(request)] == ["changes.trainer.scheduler_type"]
+
+
+def test_resolve_leaves_a_partial_message_as_it_is() -> None:
+    for request in (
+        training_pb2.ResumeTrainingRequest(name="jobs/a"),
+        changing(),
+        changing("trainer.epochs", "7"),
+    ):
+        assert contract.resolve(request) == request
+
+
+def test_rules_between_fields_are_left_to_what_a_partial_message_is_laid_over() -> None:
+    # By itself more than is left of 1 beside the default share of validation windows.
+    request = changing("data.chronological.train_fraction", "0.9")
+    assert contract.violations(request) == []
+    whole = sound()
+    whole.data.chronological.train_fraction = 0.9
+    assert [v.field for v in contract.violations(whole)] == [
+        "data.chronological.train_fraction",
+    ]
+
+
 # ------------------------------------------------------------------------ versions
 
 

@@ -6,6 +6,9 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf import any_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
 
 from trainwire.v1 import training_pb2
 from trainwire_client.backoff import Backoff
@@ -17,10 +20,19 @@ LIMIT = 10.0
 
 
 class Broken(grpc.RpcError):
-    """How a stream broke."""
+    """How a stream broke, with what the server said of when to try again."""
 
-    def __init__(self, code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE) -> None:
+    def __init__(
+        self, code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE, retry_after: float = 0
+    ) -> None:
         self._code = code
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromNanoseconds(round(1e9 * retry_after))
+        packed = any_pb2.Any()
+        packed.Pack(retry)
+        number = code_pb2.UNAVAILABLE
+        status = status_pb2.Status(code=number, message=self.details(), details=[packed])
+        self._trailers = rpc_status.to_status(status).trailing_metadata if retry_after else ()
 
     def code(self) -> grpc.StatusCode:
         return self._code
@@ -28,8 +40,8 @@ class Broken(grpc.RpcError):
     def details(self) -> str:
         return "broken off"
 
-    def trailing_metadata(self) -> tuple[Any, ...]:
-        return ()
+    def trailing_metadata(self) -> Any:
+        return self._trailers
 
 
 class Clock:
@@ -98,6 +110,16 @@ def test_streams_that_end_are_asked_for_again_ever_more_slowly(
         delays.append(cursor.delay_after_end())
         clock.now += LIMIT
     assert all(delay >= ceiling / 2 for delay, ceiling in zip(delays, (1, 2, 4, 8), strict=True))
+
+
+def test_it_asks_again_after_the_time_that_the_server_named(cursor: Cursor) -> None:
+    assert 2.5 + 0.5 <= cursor.delay_after_error(Broken(retry_after=2.5)) <= 2.5 + 1
+    # It is gone then, and does not say any more when it will be back.
+    assert 1 <= cursor.delay_after_error(Broken()) <= 2
+
+
+def test_no_hint_makes_it_wait_longer_than_the_longest_delay(cursor: Cursor) -> None:
+    assert cursor.delay_after_error(Broken(retry_after=3600)) == 8
 
 
 def test_what_asking_again_cannot_mend_is_raised(cursor: Cursor) -> None:

@@ -15,9 +15,10 @@ import torch
 from trainwire import contract
 from trainwire.v1 import dataset_pb2, training_pb2
 from trainwire_server.data import profile
+from trainwire_server.data.checkpoints import BEST
 from trainwire_server.data.prepare import Prepared
 from trainwire_server.errors import JobFailure
-from trainwire_server.training import checkpoint, fit
+from trainwire_server.training import fit
 from trainwire_server.training.balancing import class_weights
 from trainwire_server.training.devices import memory_errors_explained
 from trainwire_server.training.seeds import reseed
@@ -178,7 +179,7 @@ def test_restored_best_weights_reproduce_the_best_epochs_metrics(
         tally = fit.evaluate(setup, split, request.trainer.batch_size, lambda: None)
         assert tally.loss() == expected.loss
         assert tally.matrix().ravel().tolist() == list(expected.confusion_matrix)
-    saved = safetensors.torch.load_file(tmp_path / "job" / checkpoint.BEST)
+    saved = safetensors.torch.load_file(tmp_path / "job" / BEST)
     assert all(torch.equal(saved[name], weights[name]) for name in weights)
 
 
@@ -232,7 +233,7 @@ def test_cancel_is_seen_at_any_batch_and_keeps_the_best_weights(
     # An epoch asks 8 times for its batches of 32 and once for the validation batch of 60.
     assert caught.value.epochs_run == len(epochs_of(seen)) == asked // 9
     assert (caught.value.best_epoch > 0) == (asked >= 9)
-    assert (tmp_path / checkpoint.BEST).exists() == (asked >= 9)
+    assert (tmp_path / BEST).exists() == (asked >= 9)
     assert not (tmp_path / "bundle").exists()
 
 
@@ -373,7 +374,7 @@ def test_memory_that_runs_out_is_a_clear_failure(allocate: Callable[[], object])
     with pytest.raises(JobFailure) as caught, memory_errors_explained():
         allocate()
     assert caught.value.reason == training_pb2.FAILURE_REASON_OUT_OF_MEMORY
-    assert "trainer.batch_size" in caught.value.message
+    assert "try a smaller network, a shorter data.windows.sequence_length" in caught.value.message
 
 
 def test_other_errors_are_not_taken_for_memory_errors() -> None:

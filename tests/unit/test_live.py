@@ -162,6 +162,36 @@ def test_a_queued_job_shows_its_place() -> None:
     assert "queued, position 3" in _lines(History(_job()))[0]
 
 
+def _resumed(epoch: int, attempt: int) -> training_pb2.TrainingEvent:
+    resumed = training_pb2.JobResumed(epoch=epoch)
+    return training_pb2.TrainingEvent(job=JOB, attempt=attempt, resumed=resumed)
+
+
+def test_a_resumed_job_shows_what_it_goes_on_from() -> None:
+    job = _job()
+    job.resumed_from = "jobs/old"
+    history = History(job)
+    history.add(_resumed(epoch=12, attempt=1))
+    text = "\n".join(_lines(history, 100, 40))
+    assert "resumed  after epoch 12 of jobs/old" in text
+    assert "12/40" in text
+
+
+def test_a_job_that_lost_its_process_shows_where_it_goes_on() -> None:
+    history = _history([*_events(9), _resumed(epoch=8, attempt=2)])
+    text = "\n".join(_lines(history, 100, 40))
+    assert "resumed  after epoch 8 of attempt 1" in text
+    assert "9/40" in text
+    assert "step " not in text  # what that process was doing is over
+
+
+def test_signs_of_life_change_nothing() -> None:
+    alive = training_pb2.EpochProgress(epoch=0, epochs=40)
+    sign = training_pb2.TrainingEvent(job=JOB, progress=alive)
+    assert _history([sign]).state == "queued"
+    assert _lines(_history([*_events(9), sign])) == _lines(_history(_events(9)))
+
+
 def test_warnings_of_a_kind_count_as_one() -> None:
     warned = [training_pb2.TrainingEvent(warning=_warning(7)) for _ in range(3)]
     lines = _lines(_history([*_events(1), *warned]))

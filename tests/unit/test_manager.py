@@ -17,8 +17,10 @@ from trainwire_server.data.catalog import Catalog
 from trainwire_server.execution.executor import Probe, Task
 from trainwire_server.jobs.datasets import Datasets
 from trainwire_server.jobs.devices import Devices
+from trainwire_server.jobs.ledger import Ledger
 from trainwire_server.jobs.manager import Manager
 from trainwire_server.jobs.queue import Slots
+from trainwire_server.jobs.run import Limits
 from trainwire_server.jobs.store import Store
 
 SHA256 = "0" * 64
@@ -41,7 +43,7 @@ class FaultyStore(Store):
     async def save(self, *args: Any, **kwargs: Any) -> None:
         if self.refusals:
             self.refusals -= 1
-            raise sqlite3.OperationalError("database or disk is full")
+            raise sqlite3.OperationalError("disk I/O error")
         await super().save(*args, **kwargs)
 
 
@@ -51,7 +53,7 @@ class Child:
     pid = 0
 
     def __init__(self, said: list[Message]) -> None:
-        self.cancels = 0
+        self.cancels = self.drains = 0
         self.gone = asyncio.Event()
         self._said = said
 
@@ -63,6 +65,9 @@ class Child:
 
     def cancel(self) -> None:
         self.cancels += 1
+
+    def drain(self) -> None:
+        self.drains += 1
 
     def kill(self) -> None:
         self.gone.set()
@@ -103,14 +108,15 @@ class Bench:
         self.children = Children(probe_fails)
         self.manager = Manager(
             self.store,
+            Ledger(self.store),
             self.catalog,
             Datasets(self.store, self.catalog),
             self.children,
             Devices(self.children),
             Slots(1, 1),
-            threads=1,
-            grace=60.0,
-            max_attempts=3,
+            Limits(threads=1, memory_bytes=0, lease=30.0, grace=60.0, attempts=3),
+            max_queued_jobs=10,
+            heartbeat=15.0,
         )
 
     async def start_job(self) -> training_pb2.TrainingJob:
@@ -124,7 +130,7 @@ class Bench:
         return await self.manager.get(job.name)
 
     async def close(self) -> None:
-        await self.manager.close()
+        await self.manager.drain(grace=0.0)
         await self.store.close()
         self.catalog.close()
 

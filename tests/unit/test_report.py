@@ -100,8 +100,29 @@ WARNING = training_pb2.JobWarning(
             ["progress 2/3 step=4/5 loss=1.0000 windows/s=100"],
         ),
         (
+            # A sign of life, of a job that waits, say.
+            _event(progress=training_pb2.EpochProgress(epoch=2, epochs=3)),
+            ["progress 2/3"],
+        ),
+        (
             _event(warning=WARNING),
             ["warning FIELD_WITHOUT_EFFECT trainer.scheduler_t_0: set, but without effect"],
+        ),
+        (
+            _event(
+                warning=training_pb2.JobWarning(
+                    reason=training_pb2.WARNING_REASON_MICRO_BATCH_HALVED, message="now 64 of 128"
+                )
+            ),
+            ["warning MICRO_BATCH_HALVED now 64 of 128"],
+        ),
+        (
+            _event(
+                warning=training_pb2.JobWarning(
+                    reason=training_pb2.WARNING_REASON_CHECKPOINT_NOT_WRITTEN, message="disk full"
+                )
+            ),
+            ["warning CHECKPOINT_NOT_WRITTEN disk full"],
         ),
         (
             _event(
@@ -161,13 +182,26 @@ def test_a_thousand_classes_do_not_flood_the_terminal() -> None:
 def test_progress_is_written_every_half_minute_at_most() -> None:
     lines: list[str] = []
     now = [0.0]
-    with report.PlainReport(lines.append, clock=lambda: now[0]) as view:
+    with report.PlainReport(_job(), lines.append, clock=lambda: now[0]) as view:
         for second in range(65):
             now[0] = second
-            view.show(_event(progress=training_pb2.EpochProgress(epoch=1, step=second)))
+            view.show(_event(progress=training_pb2.EpochProgress(epoch=1, step=second, steps=99)))
         now[0] = 66
         view.show(_event(epoch=EPOCH))
-    assert [line.split()[2] for line in lines] == ["step=30/0", "step=60/0", "loss=1.2346"]
+    assert [line.split()[2] for line in lines] == ["step=30/99", "step=60/99", "loss=1.2346"]
+
+
+def test_a_resumed_job_names_the_one_it_continues_and_later_attempts_themselves() -> None:
+    lines: list[str] = []
+    job = training_pb2.TrainingJob(name=JOB, resumed_from="jobs/old")
+    with report.PlainReport(job, lines.append) as view:
+        for attempt in (1, 2):
+            resumed = _event(resumed=training_pb2.JobResumed(epoch=3), attempt=attempt)
+            view.show(resumed)
+    assert lines == [
+        "resumed jobs/one attempt=1 after epoch=3 of jobs/old",
+        "resumed jobs/one attempt=2 after epoch=3",
+    ]
 
 
 def test_a_warning_names_its_field_if_it_has_one() -> None:
@@ -219,7 +253,13 @@ def test_show_tells_all_about_a_job() -> None:
         "warning FIELD_WITHOUT_EFFECT trainer.scheduler_t_0: set, but without effect",
     ):
         assert line in lines
-    assert not [line for line in lines if line.startswith("ended")]
+    assert not [line for line in lines if line.startswith(("ended", "resumed"))]
+
+
+def test_show_names_the_job_that_is_continued() -> None:
+    job = _job()
+    job.resumed_from = "jobs/old"
+    assert report.job_lines(job)[1] == "resumed from jobs/old"
 
 
 def test_show_marks_what_was_set_and_what_is_a_default() -> None:
@@ -268,6 +308,7 @@ def test_info_tells_versions_devices_and_queue() -> None:
         running_jobs=1,
         max_concurrent_jobs=2,
         queued_jobs=3,
+        max_queued_jobs=1000,
         threads_per_job=4,
     )
     info.devices.add(name="cpu", model="A\x1bB", memory_bytes=8_000_000_000)
@@ -277,7 +318,7 @@ def test_info_tells_versions_devices_and_queue() -> None:
         "torch 2.13",
         "device cpu memory=8,000.0 MB A B",
         "executor local",
-        "jobs running=1 of at most 2, queued=3, threads for each=4",
+        "jobs running=1 of at most 2, queued=3 of at most 1000, threads for each=4",
     ]
     info.contract_digest = "other"
     assert "(not the same as this client's" in report.info_lines(info)[1]
@@ -293,6 +334,10 @@ def test_lists_are_aligned_rows() -> None:
     assert lines[2].split()[:3] == ["jobs/two", "UNSPECIFIED", "0/0"]
     model = model_pb2.Model(name="models/m", job=JOB, class_names=["a", "b"], test=_metrics())
     assert list(report.model_rows([model]))[1][:5] == ("models/m", JOB, "2", "0.333", "0.444")
+    assert report.model_line(model) == "models/m aliases=-"
+    model.aliases[:] = ["latest", "production"]
+    assert list(report.model_rows([model]))[1][-1] == "latest,production"
+    assert report.model_line(model) == "models/m aliases=latest,production"
 
 
 def test_a_dataset_is_a_line() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -30,9 +31,18 @@ def make_trainer(kind: str, t_0: int = 10, t_mult: int = 2) -> training_pb2.Trai
 def rates(trainer: training_pb2.TrainerParams, losses: list[float] | None = None) -> list[float]:
     """Rate of every step of every epoch."""
     optimizer = make_optimizer()
-    schedule = Schedule(trainer, optimizer, STEPS)
+    return go_on(Schedule(trainer, optimizer, STEPS), optimizer, range(EPOCHS), losses)
+
+
+def go_on(
+    schedule: Schedule,
+    optimizer: torch.optim.Optimizer,
+    epochs: range,
+    losses: list[float] | None = None,
+) -> list[float]:
+    """Rate of every step of these epochs."""
     found = []
-    for epoch in range(EPOCHS):
+    for epoch in epochs:
         for _ in range(STEPS):
             found.append(schedule.learning_rate)
             optimizer.step()
@@ -96,6 +106,34 @@ def test_one_cycle_of_any_length_runs_to_its_end(epochs: int) -> None:
         assert 0 < schedule.learning_rate <= RATE * (1 + 1e-9)
         optimizer.step()
         schedule.after_batch()
+
+
+KINDS = ["CONSTANT", "COSINE", "COSINE_WARM_RESTARTS", "REDUCE_ON_PLATEAU", "ONE_CYCLE"]
+
+
+@pytest.mark.filterwarnings("error")  # torch warns of steps in the wrong order
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("done", "total"), [(1, EPOCHS), (12, EPOCHS), (1, 7), (4, 7), (7, 7), (4, 30), (12, 30)]
+)
+def test_it_goes_on_as_if_it_had_always_had_this_many_epochs(
+    kind: str, done: int, total: int
+) -> None:
+    trainer = make_trainer(kind, t_0=2)
+    undisturbed = rates(trainer)
+    trainer.epochs = total
+    optimizer = make_optimizer()
+    schedule = Schedule(trainer, optimizer, STEPS)
+    go_on(schedule, optimizer, range(done))
+    group, state = copy.deepcopy((optimizer.param_groups[0], schedule.state_dict()))
+
+    trainer.epochs = EPOCHS
+    optimizer = make_optimizer()
+    schedule = Schedule(trainer, optimizer, STEPS)
+    # As `checkpoint.restore` does, the optimizer first.
+    optimizer.param_groups[0].update({k: v for k, v in group.items() if isinstance(v, float)})
+    schedule.load_state_dict(state, done)
+    assert go_on(schedule, optimizer, range(done, EPOCHS)) == undisturbed[done * STEPS :]
 
 
 def test_every_value_of_the_enum_is_honoured() -> None:

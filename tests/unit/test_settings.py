@@ -15,6 +15,11 @@ def test_defaults_bind_to_loopback() -> None:
     assert settings.data_dir == Path("trainwire-data")
 
 
+def test_nothing_is_deleted_or_limited_unless_it_was_said() -> None:
+    settings = read_settings([], {})
+    assert (settings.retain_days, settings.max_data_bytes, settings.job_memory_mb) == (0, 0, 0)
+
+
 def test_every_flag_is_an_environment_variable() -> None:
     environment = {
         "TRAINWIRE_LISTEN": "[::1]:0",
@@ -22,7 +27,13 @@ def test_every_flag_is_an_environment_variable() -> None:
         "TRAINWIRE_MAX_CONCURRENT_JOBS": "4",
         "TRAINWIRE_JOBS_PER_DEVICE": "2",
         "TRAINWIRE_THREADS": "3",
+        "TRAINWIRE_MAX_QUEUED_JOBS": "7",
         "TRAINWIRE_MAX_ATTEMPTS": "5",
+        "TRAINWIRE_JOB_MEMORY_MB": "2048",
+        "TRAINWIRE_LEASE": "20",
+        "TRAINWIRE_HEARTBEAT": "2.5",
+        "TRAINWIRE_RETAIN_DAYS": "0.5",
+        "TRAINWIRE_MAX_DATA_BYTES": "1000000",
         "TRAINWIRE_INGEST_MEMORY_MB": "512",
         "TRAINWIRE_GRACE": "1.5",
         "TRAINWIRE_LOG_FORMAT": "json",
@@ -34,7 +45,13 @@ def test_every_flag_is_an_environment_variable() -> None:
         max_concurrent_jobs=4,
         jobs_per_device=2,
         threads=3,
+        max_queued_jobs=7,
         max_attempts=5,
+        job_memory_mb=2048,
+        lease=20,
+        heartbeat=2.5,
+        retain_days=0.5,
+        max_data_bytes=1_000_000,
         ingest_memory_mb=512,
         grace=1.5,
         log_format="json",
@@ -63,6 +80,12 @@ def test_a_flag_wins_over_the_environment() -> None:
         ("--threads", "TRAINWIRE_THREADS", "many"),
         ("--grace", "TRAINWIRE_GRACE", "-1"),
         ("--grace", "TRAINWIRE_GRACE", "nan"),
+        ("--max-queued-jobs", "TRAINWIRE_MAX_QUEUED_JOBS", "0"),
+        ("--job-memory-mb", "TRAINWIRE_JOB_MEMORY_MB", "-1"),
+        ("--lease", "TRAINWIRE_LEASE", "0"),
+        ("--heartbeat", "TRAINWIRE_HEARTBEAT", "0.01"),
+        ("--retain-days", "TRAINWIRE_RETAIN_DAYS", "36501"),
+        ("--max-data-bytes", "TRAINWIRE_MAX_DATA_BYTES", "1.5"),
         ("--log-format", "TRAINWIRE_LOG_FORMAT", "xml"),
     ],
 )

@@ -15,12 +15,14 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import secrets
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from trainwire_server.data.durable import sync_folder
+from trainwire_server.data.durable import refusing_when_full, sync_folder
 from trainwire_server.errors import BrokenUpload
 
 
@@ -28,20 +30,39 @@ class DataDirectoryInUse(Exception):
     """Another server works on the data directory."""
 
 
+_KINDS = ("datasets", "jobs", "models")
+
+
 class Catalog:
-    """The data directory of one server; only one process can have it open."""
+    """The data directory of one server; only one process can have it open.
+
+    What stores something raises StorageFull when there is no room, and may be called again.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        for name in ("datasets", "jobs", "models"):
+        for name in _KINDS:
             (root / name).mkdir(parents=True, exist_ok=True)
         self._lock = (root / "lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise DataDirectoryInUse(f"another server uses {root}") from None
+        self._refuse_lost_database()
         shutil.rmtree(root / "uploads", ignore_errors=True)
         (root / "uploads").mkdir()
+
+    def _refuse_lost_database(self) -> None:
+        """An empty database would be a fresh start, after which all that lies here is nobody's."""
+        if self.database.exists() and self.database.stat().st_size:
+            return
+        found = next((f"{kind}/{path.name}" for kind, path in self._folders()), None)
+        if found:
+            self._lock.close()
+            raise FileNotFoundError(
+                f"{self.database.name} is missing or empty, but there is {found}; restore the "
+                "database from a backup, or move the data directory away to begin with an empty one"
+            )
 
     def close(self) -> None:
         """Let another server have the data directory."""
@@ -59,7 +80,8 @@ class Catalog:
     def job_folder(self, job: str) -> Path:
         """The folder of a job, by resource name; made if it is not there."""
         folder = self._folder(job)
-        folder.mkdir(exist_ok=True)
+        with refusing_when_full("the job's folder"):
+            folder.mkdir(exist_ok=True)
         return folder
 
     def model_folder(self, model: str) -> Path:
@@ -70,33 +92,104 @@ class Catalog:
         kind, _, identity = name.partition("/")
         return self.root / kind / identity
 
+    # -------------------------------------------------------------------- uploads and bundles
+
     def begin_upload(self, size_bytes: int, sha256: str) -> Upload:
         """A place for the bytes of a dataset on their way in."""
-        return Upload(Path(tempfile.mkdtemp(dir=self.root / "uploads")), size_bytes, sha256)
+        with refusing_when_full("the dataset"):
+            folder = Path(tempfile.mkdtemp(dir=self.root / "uploads"))
+            try:
+                return Upload(folder, size_bytes, sha256)
+            except OSError:
+                folder.rmdir()
+                raise
 
     def keep_upload(self, upload: Upload, dataset: str) -> None:
         """Move a finished upload to its place; a folder that no record speaks of is replaced."""
-        target = self._folder(dataset)
-        self.remove(dataset)
-        sync_folder(upload.folder)
-        upload.folder.rename(target)
-        sync_folder(target.parent)
-
-    def remove(self, name: str) -> None:
-        """Remove the folder of a resource, if it has one: at once for everybody else."""
-        rubbish = Path(tempfile.mkdtemp(dir=self.root / "uploads"))
-        with contextlib.suppress(FileNotFoundError):
-            self._folder(name).rename(rubbish / "removed")
-        shutil.rmtree(rubbish, ignore_errors=True)
+        with refusing_when_full("the dataset"):
+            self._move(upload.folder, dataset)
 
     def keep_bundle(self, job: str, model: str) -> None:
         """Move the bundle a training process left to its place among the models."""
-        source = self._folder(job) / "bundle"
-        sync_folder(source)
-        # Left by a server that was stopped between this and the record of the model.
-        self.remove(model)
-        source.rename(self._folder(model))
-        sync_folder(self._folder(model).parent)
+        with refusing_when_full("the model"):
+            self._move(self._folder(job) / "bundle", model)
+
+    def tidy(self, job: str) -> None:
+        """Remove what a training process that did not end by itself was writing."""
+        folder = self._folder(job)
+        for path in (*folder.glob("bundle*"), *folder.rglob("*.partial")):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+    def _move(self, source: Path, name: str) -> None:
+        target = self._folder(name)
+        # Not there: moved by a call before, that failed after it.
+        if source.exists():
+            # Left by a server that was stopped between a move and the record of it.
+            self.remove(name)
+            source.rename(target)
+        sync_folder(target)
+        sync_folder(target.parent)
+
+    # -------------------------------------------------------------------- room and age
+
+    def remove(self, name: str) -> None:
+        """Remove the folder of a resource, if it has one: at once for everybody else."""
+        # Renamed to a name, not into a new folder: for that a full disk may have no room.
+        rubbish = self.root / "uploads" / f"removed-{secrets.token_hex(8)}"
+        with contextlib.suppress(FileNotFoundError):
+            self._folder(name).rename(rubbish)
+        shutil.rmtree(rubbish, ignore_errors=True)
+
+    def stored_bytes(self) -> int:
+        """Bytes of datasets, jobs and models; files that are linked count once."""
+        files = (file for kind in _KINDS for file in _files(self.root / kind))
+        sizes = {(file.st_dev, file.st_ino): file.st_size for file in files}
+        return sum(sizes.values())
+
+    def removable_bytes(self, name: str) -> int:
+        """Bytes that go when the folder of a resource goes: files linked elsewhere stay."""
+        files = _files(self._folder(name))
+        return sum(file.st_size for file in files if file.st_nlink == 1)
+
+    def mark_used(self, dataset: str, time: float) -> None:
+        """Note that a dataset was used at a time, in seconds since 1970, or later."""
+        with contextlib.suppress(FileNotFoundError):
+            if self._folder(dataset).stat().st_mtime < time:
+                os.utime(self._folder(dataset), (time, time))
+
+    def last_used(self, dataset: str) -> float:
+        """When a dataset was used last, in seconds since 1970; 0 if it has no folder."""
+        try:
+            return self._folder(dataset).stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
+
+    def folders_before(self, time: float) -> list[str]:
+        """Names of all resources that have a folder not changed since a time."""
+        return [f"{kind}/{path.name}" for kind, path in self._folders() if _changed(path) < time]
+
+    def _folders(self) -> Iterator[tuple[str, Path]]:
+        for kind in _KINDS:
+            for path in (self.root / kind).iterdir():
+                yield kind, path
+
+
+def _files(folder: Path) -> Iterator[os.stat_result]:
+    """All files below a folder; what vanishes meanwhile is left out."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                yield os.lstat(os.path.join(parent, name))
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return float("inf")
 
 
 class Upload:
@@ -127,7 +220,8 @@ class Upload:
                 f"more bytes than the {self._expected[0]} that header.size_bytes says"
             )
         self._digest.update(data)
-        self._file.write(data)
+        with refusing_when_full("the dataset"):
+            self._file.write(data)
 
     def finish(self) -> None:
         """Bring the bytes to the disk and compare them with what was announced."""
@@ -138,11 +232,14 @@ class Upload:
             raise BrokenUpload(
                 f"the bytes have SHA-256 {self._digest.hexdigest()}, header.sha256 says {sha256}"
             )
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with refusing_when_full("the dataset"):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
 
     def discard(self) -> None:
         """Remove what is left of the upload; harmless after it was kept."""
-        self._file.close()
+        # It closes all the same when it cannot write what it holds back.
+        with contextlib.suppress(OSError):
+            self._file.close()
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -12,6 +12,7 @@ import csv
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -150,7 +151,8 @@ class _Text:
 
     def _guard(self, read: Any) -> Any:
         try:
-            return read()
+            with _without_undecodable_rows():
+                return read()
         except ARROW_ERRORS as error:
             raise BrokenUpload(self._explain(error)) from error
 
@@ -164,6 +166,22 @@ class _Text:
             f"line {_line_of(self._source, row.number)}: {row.actual_columns} fields where the "
             f"header has {row.expected_columns}: {row.text[:200]!r}"
         )
+
+
+@contextmanager
+def _without_undecodable_rows() -> Iterator[None]:
+    """Keeps off stderr that Arrow could not decode a row for `_note_ragged`; its error follows."""
+    hook = sys.unraisablehook
+
+    def tell(unraisable: Any) -> None:
+        if not isinstance(unraisable.exc_value, UnicodeDecodeError):
+            hook(unraisable)
+
+    sys.unraisablehook = tell
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
 
 
 def _pieces(source: Path, names: list[str]) -> Iterator[tuple[int, list[pa.Array]]]:

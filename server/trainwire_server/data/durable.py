@@ -1,12 +1,18 @@
-"""Files that after a crash or power loss are the old ones or the whole new ones."""
+"""Files that after a crash or power loss are the old ones or the whole new ones; full disks."""
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
+
+from trainwire_server.errors import StorageFull
+
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""What the system says when a disk, or what a user may take of it, is full."""
 
 
 @contextmanager
@@ -40,3 +46,26 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def refusing_when_full(what: str) -> Iterator[None]:
+    """Tells a full disk apart from all else that can be wrong with it.
+
+    Args:
+        what: what was to be stored.
+
+    Raises:
+        StorageFull: the disk, or what the server may take of it, is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise StorageFull(full_message(what)) from error
+
+
+def full_message(what: str) -> str:
+    """What a caller is told whose call needs more room than there is."""
+    return f"the server's disk is full and {what} was not stored; try again when there is room"

@@ -21,6 +21,9 @@ class Train:
         threads: threads to compute with.
         visible_devices: CUDA_VISIBLE_DEVICES of the child.
         last_epoch: the last epoch whose event is stored; no later checkpoint may be used.
+        is_started: whether the job's log has a `started` event.
+        memory_bytes: what the child may allocate; 0 for as much as there is.
+        beat_seconds: seconds between two signs of life.
     """
 
     request: bytes
@@ -29,6 +32,9 @@ class Train:
     threads: int
     visible_devices: str
     last_epoch: int
+    is_started: bool
+    memory_bytes: int
+    beat_seconds: float
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,9 @@ class Execution(Protocol):
 
     def cancel(self) -> None:
         """Ask the child to stop at the next batch."""
+
+    def drain(self) -> None:
+        """Ask the child to stop after the epoch it is in."""
 
     def kill(self) -> None:
         """End the child at once."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+import threading
 from typing import cast
 
-from google.protobuf import wrappers_pb2
+from google.protobuf import empty_pb2, wrappers_pb2
 from google.protobuf.message import Message
 
 from trainwire.v1 import dataset_pb2, model_pb2, system_pb2, training_pb2
@@ -23,13 +24,30 @@ _KINDS: tuple[type[Message], ...] = (
     system_pb2.SystemInfo,
     # Text for the server's log: what happened in the child, traceback included.
     wrappers_pb2.StringValue,
+    # A sign of life.
+    empty_pb2.Empty,
 )
 
 
-def send(connection: socket.socket, message: Message) -> None:
-    """Send one message, waiting until the server has room for it."""
-    body = message.SerializeToString()
-    connection.sendall(_HEADER.pack(len(body), _KINDS.index(type(message))) + body)
+class Connection:
+    """The child's end: several threads may send, one listens."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._end = end
+        self._sending = threading.Lock()
+
+    def send(self, message: Message) -> None:
+        """Send one message, waiting until the server has room for it."""
+        body = message.SerializeToString()
+        with self._sending:
+            self._end.sendall(_HEADER.pack(len(body), _KINDS.index(type(message))) + body)
+
+    def hear(self) -> bytes:
+        """The next byte from the server; none when it is gone."""
+        try:
+            return self._end.recv(1)
+        except OSError:
+            return b""
 
 
 async def receive(reader: asyncio.StreamReader) -> Message | None:

@@ -63,8 +63,15 @@ class LocalExecution:
 
     def cancel(self) -> None:
         """Ask the child to stop at the next batch."""
+        self._tell(worker.CANCEL)
+
+    def drain(self) -> None:
+        """Ask the child to stop after the epoch it is in."""
+        self._tell(worker.DRAIN)
+
+    def _tell(self, what: bytes) -> None:
         if not self._writer.is_closing():
-            self._writer.write(worker.CANCEL)
+            self._writer.write(what)
 
     def kill(self) -> None:
         """End the child at once."""

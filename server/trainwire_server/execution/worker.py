@@ -6,86 +6,164 @@ server has it loaded already. grpc never gets here.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 from typing import cast
 
-from google.protobuf import wrappers_pb2
+from google.protobuf import empty_pb2, wrappers_pb2
 
 from trainwire.v1 import dataset_pb2, system_pb2, training_pb2
-from trainwire_server.errors import BrokenUpload, JobFailure
-from trainwire_server.execution import frames
+from trainwire_server.errors import BrokenUpload, JobFailure, StorageFull
 from trainwire_server.execution.executor import Ingest, Plan, Task, Train
+from trainwire_server.execution.frames import Connection
 
 CANCEL = b"C"
+DRAIN = b"D"
 _EXIT_SERVER_GONE = 3
+_EXIT_MEMORY = 4
+_STALL_SECONDS = 600.0
+"""No batch takes that long: a training that does not ask for the next one hangs."""
 
 
-def main(connection: socket.socket, task: Task) -> None:
-    """Run one task and send what comes of it over `connection`."""
-    # Ctrl-C in a terminal reaches the whole process group; the server decides what it means.
+class _Orders:
+    """What the server has told this process, and when the training last asked for it."""
+
+    def __init__(self) -> None:
+        self._heard = b""
+        self._asked: float | None = None
+
+    def hear(self, order: bytes) -> None:
+        """Take an order."""
+        self._heard += order
+
+    def is_cancelled(self) -> bool:
+        """Whether to stop now; asked before every batch."""
+        self._asked = time.monotonic()
+        return CANCEL in self._heard
+
+    def is_draining(self) -> bool:
+        """Whether to stop after this epoch."""
+        return DRAIN in self._heard
+
+    def is_stalled(self) -> bool:
+        """Whether the training has begun with its batches and stopped asking for the next."""
+        return self._asked is not None and time.monotonic() - self._asked > _STALL_SECONDS
+
+
+def main(end: socket.socket, task: Task) -> None:
+    """Run one task and send what comes of it over `end`."""
+    # Ctrl-C in a terminal reaches the whole process group, and systemd's SIGTERM the whole service;
+    # the server decides what that means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cancelled = threading.Event()
-    threading.Thread(target=_listen, args=(connection, cancelled), daemon=True).start()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    connection, orders = Connection(end), _Orders()
+    threading.Thread(target=_listen, args=(connection, orders), daemon=True).start()
     if "torch" not in sys.modules:
         _log(connection, "torch was not preloaded: the fork server could not import it")
     try:
-        _run(connection, task, cancelled)
+        _run(connection, task, orders)
     except Exception as error:
         _log(connection, traceback.format_exc())
         _send_failure(connection, task, _unexpected(error))
 
 
-def _listen(connection: socket.socket, cancelled: threading.Event) -> None:
-    """Hear of a cancel, and leave when the server is gone: nobody would take the result."""
-    while True:
-        try:
-            heard = connection.recv(1)
-        except OSError:
-            heard = b""
-        if not heard:
-            os._exit(_EXIT_SERVER_GONE)
-        cancelled.set()
+def _listen(connection: Connection, orders: _Orders) -> None:
+    """Hear orders, and leave when the server is gone: nobody would take the result."""
+    while order := connection.hear():
+        orders.hear(order)
+    os._exit(_EXIT_SERVER_GONE)
 
 
-def _run(connection: socket.socket, task: Task, cancelled: threading.Event) -> None:
+def _run(connection: Connection, task: Task, orders: _Orders) -> None:
     if isinstance(task, Train):
-        _train(connection, task, cancelled)
+        _train(connection, task, orders)
     elif isinstance(task, Plan):
         _plan(connection, task)
     elif isinstance(task, Ingest):
         _ingest(connection, task)
     else:
-        frames.send(connection, _devices())
+        connection.send(_devices())
 
 
-def _train(connection: socket.socket, task: Train, cancelled: threading.Event) -> None:
+def _train(connection: Connection, task: Train, orders: _Orders) -> None:
     # Before CUDA starts; it never looks again.
     os.environ["CUDA_VISIBLE_DEVICES"] = task.visible_devices
+    _keep_within_memory(connection, task)
+    threading.Thread(target=_beat, args=(connection, task, orders), daemon=True).start()
     from trainwire_server.training import bundle, fit
 
-    request = training_pb2.TrainingRequest.FromString(task.request)
     try:
         events = fit.fit(
-            request, task.table, task.folder, task.threads, cancelled.is_set, task.last_epoch
+            training_pb2.TrainingRequest.FromString(task.request),
+            task.table,
+            task.folder,
+            task.threads,
+            cancelled=orders.is_cancelled,
+            draining=orders.is_draining,
+            last_epoch=task.last_epoch,
+            is_started=task.is_started,
         )
         for event in events:
             if event.HasField("succeeded"):
-                frames.send(connection, bundle.describe(task.folder / bundle.FOLDER))
-            frames.send(connection, event)
+                connection.send(bundle.describe(task.folder / bundle.FOLDER))
+            connection.send(event)
     except JobFailure as failure:
         _send_failure(connection, task, failure)
     except fit.Cancelled as end:
         stopped = training_pb2.JobCancelled(epochs_run=end.epochs_run, best_epoch=end.best_epoch)
-        frames.send(connection, training_pb2.TrainingEvent(cancelled=stopped))
+        connection.send(training_pb2.TrainingEvent(cancelled=stopped))
+    except fit.Drained:
+        # Nothing to say: the job goes on from here under the next server.
+        return
 
 
-def _plan(connection: socket.socket, task: Plan) -> None:
+def _beat(connection: Connection, task: Train, orders: _Orders) -> None:
+    """Send signs of life, unless the training hangs: then the server ends this process."""
+    with contextlib.suppress(OSError):  # the server is gone, and `_listen` ends the process
+        while not orders.is_stalled():
+            connection.send(empty_pb2.Empty())
+            time.sleep(task.beat_seconds)
+
+
+def _keep_within_memory(connection: Connection, task: Train) -> None:
+    """Let a training allocate so much and no more.
+
+    CUDA reserves address space by the terabyte, which no limit lets it: there a thread looks.
+    """
+    if not task.memory_bytes:
+        return
+    if not task.visible_devices:
+        _limit_memory(task.memory_bytes)
+        return
+    limit = _resident_bytes() + task.memory_bytes
+    threading.Thread(target=_watch_memory, args=(connection, task, limit), daemon=True).start()
+
+
+def _watch_memory(connection: Connection, task: Train, limit: int) -> None:
+    while _resident_bytes() <= limit:
+        time.sleep(0.2)
+    message = (
+        f"the training process took more than the {task.memory_bytes} bytes of host memory allowed;"
+        " try fewer rows or features"
+    )
+    failure = JobFailure(training_pb2.FAILURE_REASON_OUT_OF_MEMORY, message)
+    _send_failure(connection, task, failure)
+    os._exit(_EXIT_MEMORY)
+
+
+def _resident_bytes() -> int:
+    with open("/proc/self/statm", encoding="ascii") as numbers:
+        return int(numbers.read().split()[1]) * resource.getpagesize()
+
+
+def _plan(connection: Connection, task: Plan) -> None:
     # A dry run has no place on a GPU: there may be a job on each of them.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     from trainwire_server.training import plan
@@ -94,22 +172,28 @@ def _plan(connection: socket.socket, task: Plan) -> None:
     try:
         found, warnings = plan.plan(request, task.table, task.threads)
     except JobFailure as failure:
-        frames.send(connection, failure.to_proto())
+        connection.send(failure.to_proto())
         return
     for warning in warnings:
-        frames.send(connection, warning)
-    frames.send(connection, found)
+        connection.send(warning)
+    connection.send(found)
 
 
-def _ingest(connection: socket.socket, task: Ingest) -> None:
+def _ingest(connection: Connection, task: Ingest) -> None:
     from trainwire_server.data import profile
+    from trainwire_server.data.durable import refusing_when_full
 
     _limit_memory(task.memory_bytes)
     data_format = cast("dataset_pb2.DatasetFormat.ValueType", task.data_format)
     try:
-        frames.send(connection, profile.ingest(task.source, task.table, data_format))
+        with refusing_when_full("the dataset"):
+            dataset = profile.ingest(task.source, task.table, data_format)
+        connection.send(dataset)
     except BrokenUpload as error:
         _refuse_upload(connection, error.message)
+    except StorageFull as error:
+        full = JobFailure(training_pb2.FAILURE_REASON_STORAGE_FULL, error.message)
+        connection.send(full.to_proto())
     except MemoryError:
         _refuse_upload(
             connection, f"parsing it takes more memory than the {task.memory_bytes} bytes allowed"
@@ -127,9 +211,9 @@ def _limit_memory(more_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
-def _refuse_upload(connection: socket.socket, message: str) -> None:
+def _refuse_upload(connection: Connection, message: str) -> None:
     failure = JobFailure(training_pb2.FAILURE_REASON_INVALID_DATA, message)
-    frames.send(connection, failure.to_proto())
+    connection.send(failure.to_proto())
 
 
 def _devices() -> system_pb2.SystemInfo:
@@ -163,13 +247,13 @@ def _unexpected(error: Exception) -> JobFailure:
     )
 
 
-def _send_failure(connection: socket.socket, task: Task, failure: JobFailure) -> None:
+def _send_failure(connection: Connection, task: Task, failure: JobFailure) -> None:
     if isinstance(task, Train):
         failed = training_pb2.JobFailed(failure=failure.to_proto())
-        frames.send(connection, training_pb2.TrainingEvent(failed=failed))
+        connection.send(training_pb2.TrainingEvent(failed=failed))
     else:
-        frames.send(connection, failure.to_proto())
+        connection.send(failure.to_proto())
 
 
-def _log(connection: socket.socket, text: str) -> None:
-    frames.send(connection, wrappers_pb2.StringValue(value=text))
+def _log(connection: Connection, text: str) -> None:
+    connection.send(wrappers_pb2.StringValue(value=text))

@@ -1,34 +1,66 @@
-"""Tells the watchers of a job that something is new; what it is they read from the log."""
+"""The newest events of one job, for those who watch it; older ones are in the log."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from trainwire.v1 import training_pb2
 
+_KEPT = 128
+"""Events kept here: a watcher that is further behind reads the log."""
+
 
 class Feed:
-    """One job's changes. A watcher holds a version number, no queue: a slow one costs nothing."""
+    """One job's changes. A watcher holds a version number, no queue: a slow one costs nothing.
+
+    Attributes:
+        version: grows with every change.
+        progress: the newest progress, unless a stored event came after it.
+        ended: whether there will be no more changes.
+    """
 
     def __init__(self) -> None:
         self.version = 0
         self.progress: training_pb2.TrainingEvent | None = None
         self.ended = False
+        self._newest: list[training_pb2.TrainingEvent] = []
         self._changed = asyncio.Event()
 
-    def publish(self, progress: training_pb2.TrainingEvent | None = None) -> None:
-        """Wake every watcher. Progress replaces the one before it; a stored event clears it."""
-        self.version += 1
+    def publish(self, event: training_pb2.TrainingEvent) -> None:
+        """Show every watcher a stored event."""
+        self._newest.append(event)
+        if len(self._newest) > 2 * _KEPT:
+            del self._newest[:_KEPT]
+        self.show(None)
+
+    def show(self, progress: training_pb2.TrainingEvent | None) -> None:
+        """Show every watcher a progress event, which replaces the one before it."""
         self.progress = progress
-        self._changed.set()
-        self._changed = asyncio.Event()
+        self._wake()
 
     def end(self) -> None:
         """Wake every watcher for the last time."""
         self.ended = True
-        self.publish()
+        self._wake()
 
-    async def wait(self, seen: int) -> None:
-        """Return as soon as the version is not `seen`."""
-        while self.version == seen and not self.ended:
-            await self._changed.wait()
+    def events_after(self, sequence: int) -> Sequence[training_pb2.TrainingEvent] | None:
+        """The stored events after a sequence number, or None if they do not reach back to it."""
+        if not self._newest or self._newest[0].sequence > sequence + 1:
+            return None
+        return self._newest[sequence + 1 - self._newest[0].sequence :]
+
+    def _wake(self) -> None:
+        self.version += 1
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def wait(self, seen: int, seconds: float) -> bool:
+        """Return true as soon as the version is not `seen`, false if that takes too long."""
+        try:
+            async with asyncio.timeout(seconds):
+                while self.version == seen and not self.ended:
+                    await self._changed.wait()
+        except TimeoutError:
+            return False
+        return True

@@ -52,6 +52,19 @@ def new_job(
     return job
 
 
+def continued(
+    job: training_pb2.TrainingJob, old: training_pb2.TrainingJob, epoch: int
+) -> training_pb2.TrainingJob:
+    """A new job that goes on where an old one was after an epoch."""
+    after = _copy(job)
+    after.resumed_from = old.name
+    after.progress.epoch = epoch
+    if old.progress.best_epoch <= epoch:
+        after.progress.best_epoch = old.progress.best_epoch
+        after.progress.best_validation.CopyFrom(old.progress.best_validation)
+    return after
+
+
 def first_events(
     submitted: training_pb2.TrainingRequest, queue_position: int
 ) -> list[training_pb2.TrainingEvent]:
@@ -93,6 +106,12 @@ def stamp_progress(
     stamped.CopyFrom(event)
     _stamp(stamped, job, time)
     return stamped
+
+
+def sign_of_life(job: training_pb2.TrainingJob) -> training_pb2.TrainingEvent:
+    """A progress event for a stream that has nothing else to say."""
+    progress = training_pb2.EpochProgress(epoch=job.progress.epoch, epochs=job.progress.epochs)
+    return stamp_progress(job, training_pb2.TrainingEvent(progress=progress), now())
 
 
 def _stamp(

@@ -12,11 +12,12 @@ from google.protobuf import empty_pb2
 from trainwire import contract
 from trainwire.v1 import dataset_pb2, dataset_pb2_grpc, training_pb2
 from trainwire_server.data.catalog import Catalog, Upload
-from trainwire_server.errors import BrokenUpload, NotFound, RequestError
+from trainwire_server.errors import BrokenUpload, NotFound, RequestError, StorageFull
 from trainwire_server.execution.answers import ask
 from trainwire_server.execution.executor import Executor, Ingest
 from trainwire_server.jobs import job as jobs
 from trainwire_server.jobs.datasets import Datasets
+from trainwire_server.jobs.retention import Retention
 from trainwire_server.jobs.store import Store
 from trainwire_server.service.pages import page_bounds, page_token
 from trainwire_server.service.status import check, rpc
@@ -31,12 +32,14 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
         catalog: Catalog,
         datasets: Datasets,
         executor: Executor,
+        retention: Retention,
         ingest_memory_bytes: int,
     ) -> None:
         self._store = store
         self._catalog = catalog
         self._datasets = datasets
         self._executor = executor
+        self._retention = retention
         self._ingest_memory_bytes = ingest_memory_bytes
         self._parsing = asyncio.Lock()
 
@@ -46,8 +49,11 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
     ) -> dataset_pb2.Dataset:
         header = await _read_header(requests)
         name = f"datasets/sha256-{header.sha256}"
-        stored = await self._store.dataset(name)
-        return stored or await self._take(name, header, requests)
+        stored = await self._datasets.find(name)
+        if stored is not None:
+            return stored
+        async with self._retention.room(header.size_bytes):
+            return await self._take(name, header, requests)
 
     async def _take(
         self,
@@ -63,17 +69,17 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
             async with self._parsing:
                 dataset = await self._ingest(upload, header.format)
             _complete(dataset, name, header)
-            await self._keep(upload, dataset)
+            stored = await self._keep(upload, dataset)
         finally:
             await asyncio.shield(asyncio.to_thread(upload.discard))
         structlog.get_logger().info("dataset.stored", dataset=name, rows=dataset.row_count)
-        return await self._store.dataset(name) or dataset
+        return stored
 
-    async def _keep(self, upload: Upload, dataset: dataset_pb2.Dataset) -> None:
+    async def _keep(self, upload: Upload, dataset: dataset_pb2.Dataset) -> dataset_pb2.Dataset:
         """Take the upload in; done before it is discarded, even if the caller leaves."""
         keeping = asyncio.create_task(self._datasets.keep(upload, dataset))
         try:
-            await asyncio.shield(keeping)
+            return await asyncio.shield(keeping)
         except asyncio.CancelledError:
             await asyncio.wait([keeping])
             raise
@@ -148,4 +154,6 @@ def _complete(dataset: dataset_pb2.Dataset, name: str, header: dataset_pb2.Datas
 def _ingest_error(failure: training_pb2.Failure) -> RequestError:
     if failure.reason == training_pb2.FAILURE_REASON_INVALID_DATA:
         return BrokenUpload(failure.message)
+    if failure.reason == training_pb2.FAILURE_REASON_STORAGE_FULL:
+        return StorageFull(failure.message)
     return RequestError(failure.message)

@@ -6,12 +6,15 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import structlog
 from google.protobuf import empty_pb2
 
 from trainwire import contract
 from trainwire.v1 import model_pb2, model_pb2_grpc
 from trainwire_server.data.catalog import Catalog
 from trainwire_server.errors import NotFound
+from trainwire_server.jobs.finish import finish
+from trainwire_server.jobs.removal import remove_model
 from trainwire_server.jobs.store import Store
 from trainwire_server.service.pages import page_bounds, page_token
 from trainwire_server.service.status import rpc
@@ -53,17 +56,24 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
                 raise NotFound(f"{model.name} was deleted meanwhile") from None
 
     @rpc
+    async def SetModelAlias(  # noqa: N802
+        self, request: model_pb2.SetModelAliasRequest, context: Any
+    ) -> model_pb2.Model:
+        name = request.name if request.HasField("name") else None
+        model = await self._store.set_alias(request.alias, name)
+        structlog.get_logger().info(
+            "model.alias_set", alias=request.alias, model=name and model.name
+        )
+        return model
+
+    @rpc
     async def DeleteModel(  # noqa: N802
         self, request: model_pb2.DeleteModelRequest, context: Any
     ) -> empty_pb2.Empty:
         model = await self._model(request.name)
-        # Shielded: a caller that leaves half way must not leave files that nobody knows.
-        await asyncio.shield(self._delete(model.name))
+        # A caller that leaves half way must not leave files that nobody knows.
+        await finish(remove_model(self._store, self._catalog, model.name))
         return empty_pb2.Empty()
-
-    async def _delete(self, name: str) -> None:
-        await self._store.delete_model(name)
-        await asyncio.to_thread(self._catalog.remove, name)
 
     async def _model(self, name: str) -> model_pb2.Model:
         model = await self._store.model(name)

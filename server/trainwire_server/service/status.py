@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 import structlog
-from google.protobuf import any_pb2
+from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 
@@ -18,6 +18,7 @@ from trainwire import contract
 from trainwire_server import errors
 
 _DOMAIN = "trainwire"
+_NO_MESSAGE = "the bytes of the request are no message of this call"
 _DETAILS_KEY = "grpc-status-details-bin"
 _STATUS_BYTES = 7 * 1024
 """What a status may take on the wire, in all: beyond 8 KiB of metadata gRPC drops the call."""
@@ -84,8 +85,10 @@ class DecodeInterceptor(grpc.aio.ServerInterceptor):
 
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
         handler = await continuation(details)
-        if handler is None or not details.method.startswith("/trainwire."):
-            return handler
+        if handler is None:
+            return None
+        if not details.method.startswith("/trainwire."):
+            return _standard(handler)
         return handler._replace(request_deserializer=_guarded(handler.request_deserializer))
 
 
@@ -99,17 +102,50 @@ def _guarded(decode: Callable[[bytes], Message]) -> Callable[[bytes], Message | 
     return decode_or_mark
 
 
+def _standard(handler: Any) -> Any:
+    """A method of health or reflection, whose code is not ours, without Python's words."""
+    if handler.request_streaming:
+        return handler._replace(stream_stream=_standard_stream(handler.stream_stream))
+    name = "unary_stream" if handler.response_streaming else "unary_unary"
+    # Decoded by the method: what grpc.aio cannot decode it answers before it calls any.
+    method = _standard_unary(getattr(handler, name), handler.request_deserializer)
+    return handler._replace(request_deserializer=None, **{name: method})
+
+
+def _standard_unary(method: Callable[[Any, Any], Any], decode: Callable[[bytes], Message]) -> Any:
+    async def call(data: bytes, context: Any) -> Any:
+        try:
+            return await method(decode(data), context)
+        except DecodeError:
+            return await _abort(context, errors.InvalidRequest(_NO_MESSAGE))
+        except NotImplementedError:  # Health.List of grpcio-health-checking
+            return await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not on this server")
+
+    return call
+
+
+def _standard_stream(method: Callable[[Any, Any], Any]) -> Any:
+    async def call(requests: Any, context: Any) -> Any:
+        try:
+            async for answer in method(requests, context):
+                yield answer
+        except DecodeError:
+            await _abort(context, errors.InvalidRequest(_NO_MESSAGE))
+
+    return call
+
+
 def check(request: Message | Undecodable) -> None:
     """Raise InvalidRequest with everything in which a message breaks the contract."""
     if isinstance(request, Undecodable):
-        raise errors.InvalidRequest("the bytes of the request are no message of this call")
+        raise errors.InvalidRequest(_NO_MESSAGE)
     found = contract.violations(request)
     if found:
         raise errors.InvalidRequest(contract.listing(found), tuple(found))
 
 
 def to_status(error: errors.RequestError) -> status_pb2.Status:
-    """The error as google.rpc.Status with ErrorInfo and, where fields are to blame, BadRequest.
+    """The error as google.rpc.Status with ErrorInfo, and RetryInfo or BadRequest where they help.
 
     A status travels in the trailers of a call, which gRPC limits. What does not fit is left out,
     and the status says how much that is.
@@ -117,6 +153,9 @@ def to_status(error: errors.RequestError) -> status_pb2.Status:
     code = CODES.get(type(error), grpc.StatusCode.INTERNAL)
     status = status_pb2.Status(code=code.value[0], message=_short_message(error))
     _add(status, error_details_pb2.ErrorInfo(reason=error.reason, domain=_DOMAIN))
+    if error.retry_seconds:
+        delay = duration_pb2.Duration(seconds=error.retry_seconds)
+        _add(status, error_details_pb2.RetryInfo(retry_delay=delay))
     if error.violations:
         _add(status, _bad_request(error.violations, _room(status)))
     return status

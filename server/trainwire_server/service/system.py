@@ -40,6 +40,7 @@ class SystemService(system_pb2_grpc.SystemServiceServicer):
             running_jobs=self._manager.running_jobs,
             threads_per_job=self._settings.threads,
             max_concurrent_jobs=self._settings.max_concurrent_jobs,
+            max_queued_jobs=self._settings.max_queued_jobs,
         )
 
 

@@ -67,6 +67,12 @@ class TrainingService(training_pb2_grpc.TrainingServiceServicer):
         return await self._manager.cancel(request.name)
 
     @rpc
+    async def ResumeTraining(  # noqa: N802
+        self, request: training_pb2.ResumeTrainingRequest, context: Any
+    ) -> training_pb2.TrainingJob:
+        return await self._manager.resume(request.name, request.changes)
+
+    @rpc
     async def DeleteTraining(  # noqa: N802
         self, request: training_pb2.DeleteTrainingRequest, context: Any
     ) -> empty_pb2.Empty:

@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from trainwire.architectures.build import build
 from trainwire.v1 import model_pb2, training_pb2
 from trainwire_server.data import durable
 from trainwire_server.data.prepare import Prepared
+from trainwire_server.errors import JobFailure
 from trainwire_server.training import checkpoint, model_card
 
 FOLDER = "bundle"
@@ -46,19 +49,44 @@ def write(
         prepared: what it was trained on.
         weights: those of the best epoch.
         result: best epoch and metrics.
+
+    Raises:
+        JobFailure: STORAGE_FULL.
     """
+    with _replacing(folder) as partial:
+        checkpoint.save_weights(weights, partial / WEIGHTS)
+        _write_json(partial / REQUEST, json.loads(contract.canonical_json(request)))
+        _write_json(partial / PREPROCESSING, _preprocessing_json(prepared))
+        _write_json(partial / METRICS, _metrics_json(result))
+        card = model_card.render(request, prepared, result)
+        durable.write_file(partial / CARD, card.encode())
+
+
+@contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """A folder that takes the place of `folder` when it is filled, or leaves no trace."""
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    checkpoint.save_weights(weights, partial / WEIGHTS)
-    _write_json(partial / REQUEST, json.loads(contract.canonical_json(request)))
-    _write_json(partial / PREPROCESSING, _preprocessing_json(prepared))
-    _write_json(partial / METRICS, _metrics_json(result))
-    card = model_card.render(request, prepared, result)
-    durable.write_file(partial / CARD, card.encode())
-    shutil.rmtree(folder, ignore_errors=True)
-    os.rename(partial, folder)
-    durable.sync_folder(folder.parent)
+    try:
+        partial.mkdir()
+        yield partial
+        shutil.rmtree(folder, ignore_errors=True)
+        os.rename(partial, folder)
+        durable.sync_folder(folder.parent)
+    except OSError as error:
+        # Others need the room.
+        shutil.rmtree(partial, ignore_errors=True)
+        if error.errno not in durable.NO_ROOM:
+            raise
+        raise _no_room(error) from error
+
+
+def _no_room(error: OSError) -> JobFailure:
+    message = (
+        f"the server's disk has no room for the model ({error.strerror}); the training is done and "
+        "its checkpoints are kept: free space there, then resume the job (ResumeTraining)"
+    )
+    return JobFailure(training_pb2.FAILURE_REASON_STORAGE_FULL, message)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

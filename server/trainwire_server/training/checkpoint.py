@@ -1,7 +1,7 @@
 """What a run leaves on disk while it trains: the best weights, and checkpoints to go on from.
 
-A checkpoint is one safetensors file per finished epoch, `checkpoints/<epoch>-<SHA-256>.safetensors`
-in the job's folder. Its name says what its bytes must hash to, so that a damaged one shows.
+A checkpoint is one safetensors file per finished epoch; `data.checkpoints` says where and under
+which name.
 """
 
 from __future__ import annotations
@@ -9,11 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,16 +21,20 @@ import safetensors.torch
 from google.protobuf import json_format
 from torch import Tensor, nn
 
+from trainwire import contract
 from trainwire.v1 import training_pb2
+from trainwire_server.data.checkpoints import (
+    BEST,
+    FOLDER,
+    KEPT,
+    CheckpointFile,
+    find_files,
+    is_digest_of,
+    name_file,
+)
 from trainwire_server.data.durable import sync_folder, write_file
 from trainwire_server.training.setup import Setup
 
-BEST = "best.safetensors"
-FOLDER = "checkpoints"
-KEPT = 2
-"""The newest two stay: should one turn out damaged, there is another."""
-
-_NAME = re.compile(r"(?P<epoch>\d{6})-(?P<sha256>[0-9a-f]{64})\.safetensors")
 # One entry for all that is no tensor: the order of several is not always the same.
 _STATE = "state"
 
@@ -44,6 +46,8 @@ class Progress:
     """What a run carries from epoch to epoch beside model, optimizer and schedule.
 
     Attributes:
+        micro_batch: most windows that are computed together for their gradients; halved when
+            memory runs out.
         epoch: the last epoch that was done, counted from 1; 0 before the first.
         best_epoch: the best of them; 0 before the first.
         best_score: its score; higher is better.
@@ -52,6 +56,7 @@ class Progress:
         collapsed: whether the last epoch predicted hardly more than one class.
     """
 
+    micro_batch: int
     epoch: int = 0
     best_epoch: int = 0
     best_score: float = -math.inf
@@ -83,6 +88,22 @@ class Snapshot:
         return int(self.state["threads"])
 
 
+def identity(request: training_pb2.TrainingRequest) -> str:
+    """What a checkpoint belongs to: a digest of all that decides what is trained but how long.
+
+    `trainer.epochs` is left out, so that a job may go on from another one's checkpoint to more
+    epochs. Everything else must be the same: under another learning rate or network the weights
+    would be those of neither request.
+
+    Args:
+        request: defaults are filled in.
+    """
+    kept = training_pb2.TrainingRequest()
+    kept.CopyFrom(request)
+    kept.trainer.ClearField("epochs")
+    return contract.request_digest(kept)
+
+
 def copy_weights(module: nn.Module) -> Weights:
     """The module's weights now, on the CPU; later training does not change them.
 
@@ -91,7 +112,7 @@ def copy_weights(module: nn.Module) -> Weights:
     return {name: tensor.to("cpu", copy=True) for name, tensor in module.state_dict().items()}
 
 
-def take(setup: Setup, progress: Progress, request_digest: str, threads: int) -> Snapshot:
+def take(setup: Setup, progress: Progress, belongs_to: str) -> Snapshot:
     """Copy what a run needs to go on exactly as it would have.
 
     Random state is not in it: that of an epoch follows from seed and epoch (`seeds.reseed`).
@@ -99,13 +120,13 @@ def take(setup: Setup, progress: Progress, request_digest: str, threads: int) ->
     Args:
         setup: from `set_up`.
         progress: of the same run.
-        request_digest: `contract.request_digest` of what is trained.
-        threads: threads it computes with.
+        belongs_to: `identity` of what is trained.
     """
     optimizer = setup.optimizer
     state = {
-        "request_digest": request_digest,
-        "threads": threads,
+        "belongs_to": belongs_to,
+        "threads": setup.threads,
+        "micro_batch": progress.micro_batch,
         "epoch": progress.epoch,
         "best_epoch": progress.best_epoch,
         "best_score": progress.best_score,
@@ -127,12 +148,16 @@ def take(setup: Setup, progress: Progress, request_digest: str, threads: int) ->
 
 
 def restore(snapshot: Snapshot, setup: Setup) -> Progress:
-    """Bring a fresh setup of the same request to where the snapshot was taken."""
+    """Bring a fresh setup to where the snapshot was taken, of the same `identity`.
+
+    If the request has another number of epochs, the learning rate goes on as if it always had.
+    """
     state = snapshot.state
     setup.model.load_state_dict(_part(snapshot, "model"))
     _restore_optimizer(snapshot, setup)
-    setup.schedule.load_state_dict(state["schedule"])
+    setup.schedule.load_state_dict(state["schedule"], state["epoch"])
     return Progress(
+        micro_batch=state["micro_batch"],
         epoch=state["epoch"],
         best_epoch=state["best_epoch"],
         best_score=state["best_score"],
@@ -162,62 +187,95 @@ def _part(snapshot: Snapshot, part: str) -> Weights:
 class Checkpoints:
     """The checkpoints of one job; as a context, it waits for the last write.
 
+    A write that fails ends nothing: training goes on, the older checkpoints stay, and the next
+    epoch tries again.
+
     Args:
         folder: the job's own; nobody else writes there.
-        request_digest: checkpoints of another request are no checkpoints of this job.
+        belongs_to: `identity` of what is trained; others are no checkpoints of this job.
     """
 
-    def __init__(self, folder: Path, request_digest: str) -> None:
+    def __init__(self, folder: Path, belongs_to: str) -> None:
         self._job_folder = folder
         self._folder = folder / FOLDER
-        self._request_digest = request_digest
+        self._belongs_to = belongs_to
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._pending: Future[None] | None = None
+        self._begun = 0
         self._best_saved = 0
-        self._kept: list[Path] = []
+        self._kept: list[CheckpointFile] = []
+        self._failing = False
 
     def __enter__(self) -> Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
         try:
-            self.wait()
+            self._wait()
         finally:
             self._writer.shutdown()
 
-    def find_newest(self, last_epoch: int | None = None) -> Snapshot | None:
-        """The newest checkpoint that is whole and of this request, if there is one.
+    def find_newest(self, last_epoch: int) -> Snapshot | None:
+        """The newest checkpoint that is whole and belongs here, if there is one.
 
         Args:
-            last_epoch: ignores those of later epochs.
+            last_epoch: passes over later ones.
         """
-        for path in sorted(self._folder.glob("*"), reverse=True):
-            snapshot = _load(path)
-            if snapshot is None or snapshot.state["request_digest"] != self._request_digest:
-                continue
-            if last_epoch is None or snapshot.epoch <= last_epoch:
-                self._kept = [path]
+        for file in find_files(self._job_folder):
+            snapshot = _load(file.path) if file.epoch <= last_epoch else None
+            if snapshot and snapshot.state.get("belongs_to") == self._belongs_to:
+                self._kept = [file]
                 return snapshot
         return None
 
-    def write(self, snapshot: Snapshot) -> None:
-        """Begin to write a checkpoint and, if they are new, the best weights; wait for the last.
+    def save(self, setup: Setup, progress: Progress) -> Iterator[training_pb2.TrainingEvent]:
+        """Begin to write a checkpoint and, if they are new, the best weights; `settle` before.
 
-        A disk that refuses to write does not end the training: the next epoch tries again.
+        In this order there is one snapshot at a time in memory.
         """
-        self.wait()
+        yield from self.settle()
+        self._begun = progress.epoch
+        snapshot = take(setup, progress, self._belongs_to)
         self._pending = self._writer.submit(self._write, snapshot)
 
-    def wait(self) -> None:
-        """Wait until nothing is being written."""
-        if self._pending is not None:
-            with suppress(OSError):
-                self._pending.result()
+    def settle(self) -> Iterator[training_pb2.TrainingEvent]:
+        """Wait until nothing is being written.
+
+        Yields:
+            A `warning` if the write failed and the one before it had not.
+        """
+        known = self._failing
+        error = self._wait()
+        if error and not known:
+            yield training_pb2.TrainingEvent(warning=self._warn(error))
+
+    def _wait(self) -> OSError | MemoryError | None:
+        """What kept the last one from being written, if there is one and something did."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return None
+        try:
+            pending.result()
+        except (OSError, MemoryError) as error:
+            self._failing = True
+            return error
+        self._failing = False
+        return None
 
     def delete(self) -> None:
         """Delete all checkpoints; the best weights stay."""
-        self.wait()
+        self._wait()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _warn(self, error: OSError | MemoryError) -> training_pb2.JobWarning:
+        # Not the whole of it: paths on the server tell a caller nothing.
+        why = error.strerror if isinstance(error, OSError) else "memory ran out"
+        safe = f"after epoch {self._kept[-1].epoch}" if self._kept else "from its start"
+        return training_pb2.JobWarning(
+            reason=training_pb2.WARNING_REASON_CHECKPOINT_NOT_WRITTEN,
+            message=f"the checkpoint of epoch {self._begun} could not be written ({why}); training "
+            f"goes on and the next epoch tries again; a lost process would begin again {safe}",
+        )
 
     def _write(self, snapshot: Snapshot) -> None:
         best_epoch = snapshot.state["best_epoch"]
@@ -227,31 +285,30 @@ class Checkpoints:
         if not self._folder.exists():
             self._folder.mkdir()
             sync_folder(self._job_folder)
+            # The server has made the job's own folder and left it at that.
+            sync_folder(self._job_folder.parent)
         self._kept = [*self._kept, _save(snapshot, self._folder)][-KEPT:]
         # What is left of a process that is gone, or of another request, goes too.
-        for path in set(self._folder.iterdir()) - set(self._kept):
+        for path in set(self._folder.iterdir()) - {file.path for file in self._kept}:
             path.unlink()
 
 
-def _save(snapshot: Snapshot, folder: Path) -> Path:
+def _save(snapshot: Snapshot, folder: Path) -> CheckpointFile:
     metadata = {_STATE: json.dumps(snapshot.state)}
     data = safetensors.torch.save(snapshot.tensors, metadata)
     digest = hashlib.sha256(data).hexdigest()
-    path = folder / f"{snapshot.epoch:06}-{digest}.safetensors"
+    path = folder / name_file(snapshot.epoch, digest)
     write_file(path, data)
-    return path
+    return CheckpointFile(snapshot.epoch, path)
 
 
 def _load(path: Path) -> Snapshot | None:
-    """What is in a file, if it is a checkpoint with the bytes it was written with."""
-    name = _NAME.fullmatch(path.name)
-    if name is None:
-        return None
+    """What is in a checkpoint, if its bytes are those it was written with."""
     try:
         data = path.read_bytes()
-    except OSError:  # a disk that cannot read it back
+    except OSError:  # gone, or on a disk that cannot read it back
         return None
-    if hashlib.sha256(data).hexdigest() != name["sha256"]:
+    if not is_digest_of(path, hashlib.sha256(data).hexdigest()):
         return None
     with safetensors.safe_open(path, "pt") as file:
         state = json.loads(file.metadata()[_STATE])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import resource
 from collections.abc import Iterator
@@ -13,12 +15,19 @@ from trainwire.contract import Violation
 from trainwire.v1 import training_pb2
 from trainwire_server.errors import JobFailure
 
+# From malloc.h of glibc.
+_M_MMAP_THRESHOLD = -3
+_LARGE_BLOCK_BYTES = 2**17
 # What torch says when host or GPU memory runs out and it has no exception type of its own for it.
 _MEMORY_PHRASES = (
     "can't allocate memory",
     "std::bad_alloc",
     "out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
+    # oneDNN's words when it gets no memory for its own buffers.
+    "could not create a primitive",
+    "could not create a memory",
+    "CUDNN_STATUS_ALLOC_FAILED",
 )
 
 
@@ -86,18 +95,43 @@ def memory_errors_explained() -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not _is_memory_error(error):
+        if not is_memory_error(error):
             raise
+        # Not a smaller batch: what does not fit at once is computed in parts already.
         message = (
             f"memory ran out: {str(error).splitlines()[0] if str(error) else 'no details'}; try a "
-            "smaller trainer.batch_size, a smaller network or a shorter "
-            "data.windows.sequence_length"
+            "smaller network, a shorter data.windows.sequence_length, fewer columns or fewer rows"
         )
-        field = Violation("trainer.batch_size", "try a smaller one")
-        reason = training_pb2.FAILURE_REASON_OUT_OF_MEMORY
-        raise JobFailure(reason, message, (field,)) from error
+        fields = (
+            Violation("model", "try a smaller network"),
+            Violation("data.windows.sequence_length", "try a shorter one"),
+            Violation("data.windows.feature_columns", "try fewer"),
+        )
+        raise JobFailure(training_pb2.FAILURE_REASON_OUT_OF_MEMORY, message, fields) from error
 
 
-def _is_memory_error(error: Exception) -> bool:
+def is_memory_error(error: Exception) -> bool:
+    """Whether an exception is one of the forms of "no memory left", of the host or the device."""
     known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
     return known or any(phrase in str(error) for phrase in _MEMORY_PHRASES)
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what nothing refers to any more: cycles of objects, and what allocators keep."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    else:
+        _unfragment_heap()
+
+
+def _unfragment_heap() -> None:
+    """Have glibc give large blocks back to the system as soon as they are free.
+
+    It keeps blocks of up to 32 MiB in its heap, where what is left of a step of another size does
+    not fit together for the next. Slower, hence only for a process that has run out of memory.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # other C libraries have no such store
+        libc.mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES)
+        libc.malloc_trim(0)

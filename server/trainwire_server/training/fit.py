@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,16 +17,19 @@ from trainwire.v1 import training_pb2
 from trainwire_server.data.prepare import Prepared, prepare
 from trainwire_server.errors import JobFailure
 from trainwire_server.training import bundle, checkpoint
-from trainwire_server.training.augment import add_gaussian_noise
 from trainwire_server.training.devices import memory_errors_explained, peak_memory_bytes
-from trainwire_server.training.losses import focal_loss, plain_loss
+from trainwire_server.training.losses import plain_loss
 from trainwire_server.training.metrics import Tally, split_metrics
 from trainwire_server.training.plan import describe_start
 from trainwire_server.training.seeds import reseed
 from trainwire_server.training.setup import EVALUATION_FACTOR, Samples, Setup, set_up
+from trainwire_server.training.steps import fit_into_memory, set_gradients
 
 HEARTBEAT_SECONDS = 1.0
 COLLAPSE_SHARE = 0.9
+
+
+Events = Generator[training_pb2.TrainingEvent, None, None]
 
 
 class Cancelled(Exception):
@@ -42,24 +46,44 @@ class Cancelled(Exception):
         self.best_epoch = best_epoch
 
 
+class Drained(Exception):
+    """The run stopped between two epochs to go on in another process; its checkpoints are on disk.
+
+    Args:
+        epochs_run: epochs that were done.
+    """
+
+    def __init__(self, epochs_run: int) -> None:
+        super().__init__(f"drained after {epochs_run} epochs")
+        self.epochs_run = epochs_run
+
+
+def _never() -> bool:
+    return False
+
+
 def fit(
     request: training_pb2.TrainingRequest,
     table: Path,
     folder: Path,
     threads: int,
     cancelled: Callable[[], bool],
+    draining: Callable[[], bool] = _never,
     last_epoch: int | None = None,
-) -> Generator[training_pb2.TrainingEvent, None, None]:
+    is_started: bool = False,
+) -> Events:
     """Prepare the data, train, test, write the bundle to ``folder/bundle``.
 
     The same request, table and thread count give the same events (but for times and memory) and
-    bit-identical weights on the same machine, if `trainer.deterministic`.
+    bit-identical weights on the same machine, if `trainer.deterministic` and memory is enough.
 
     Each epoch leaves a checkpoint in ``folder/checkpoints``, begun when the event after its `epoch`
-    is asked for. A run that finds one there, of the same request, goes on from the newest with its
-    thread count: its first event is `resumed`, all others, and the weights, are those that an
-    undisturbed run would give from there. Success deletes the checkpoints, also when the next event
-    is asked for: until then the run can be had again.
+    is asked for. A run that finds one there goes on from the newest with its thread count: events
+    and weights are those that an undisturbed run would give from there. It may be of a request with
+    other `trainer.epochs`; of one that differs in anything else it is passed over. Success deletes
+    the checkpoints, also when the next event is asked for: until then the run can be had again.
+
+    Batches that memory is not enough for are computed in parts; see `steps`.
 
     Args:
         request: what to train; defaults are filled in.
@@ -67,21 +91,29 @@ def fit(
         folder: the job's own, existing folder.
         threads: threads to compute with on the CPU.
         cancelled: asked before every batch.
+        draining: asked before every epoch.
         last_epoch: does not go on from later epochs: the last one whose events are known to have
             arrived, so that none is skipped.
+        is_started: whether a run before this one has told `started`.
 
     Yields:
-        Events with the oneof alone set: `resumed`, or `warning` and `started`; then `progress`,
-        `warning`, `epoch`, `succeeded`. An epoch's warning comes before its `epoch`.
+        Events with the oneof alone set. First `warning`, `started` and, if there is a checkpoint
+        to go on from, `resumed`; if `is_started`, `resumed` alone, of epoch 0 if there is none.
+        Then `progress`, `warning`, `epoch`, `succeeded`. An epoch's warning comes before its
+        `epoch`; that its checkpoint could not be written, after it.
 
     Raises:
-        JobFailure: the data cannot be used, or NON_FINITE_LOSS, OUT_OF_MEMORY, DEVICE_UNAVAILABLE.
+        JobFailure: the data cannot be used, or NON_FINITE_LOSS, OUT_OF_MEMORY (even for a single
+            window), DEVICE_UNAVAILABLE, STORAGE_FULL; the checkpoints stay.
         Cancelled: `cancelled` returned true.
+        Drained: `draining` returned true; the checkpoint of the last epoch is on disk.
     """
     effective = contract.resolve(request)
     with memory_errors_explained():
         prepared = prepare(effective, table)
-        yield from train(effective, prepared, folder, threads, cancelled, last_epoch)
+        yield from train(
+            effective, prepared, folder, threads, cancelled, draining, last_epoch, is_started
+        )
 
 
 def train(
@@ -90,41 +122,56 @@ def train(
     folder: Path,
     threads: int,
     cancelled: Callable[[], bool],
+    draining: Callable[[], bool] = _never,
     last_epoch: int | None = None,
-) -> Generator[training_pb2.TrainingEvent, None, None]:
+    is_started: bool = False,
+) -> Events:
     """`fit` from prepared data and an effective request on; memory errors come as torch's own."""
-    digest = contract.request_digest(request)
-    with checkpoint.Checkpoints(folder, digest) as checkpoints:
-        snapshot = checkpoints.find_newest(last_epoch)
-        threads = snapshot.threads if snapshot else threads
-        setup = set_up(request, prepared, threads)
-        progress = checkpoint.Progress()
-        if snapshot:
-            progress = checkpoint.restore(snapshot, setup)
+    with checkpoint.Checkpoints(folder, checkpoint.identity(request)) as checkpoints:
+        epochs = request.trainer.epochs
+        snapshot = checkpoints.find_newest(
+            epochs if last_epoch is None else min(last_epoch, epochs)
+        )
+        setup = set_up(request, prepared, snapshot.threads if snapshot else threads)
+        if not is_started:
+            yield from _tell_start(request, prepared, setup)
+        progress = _take_up(request, setup, snapshot)
+        if snapshot or is_started:
             yield training_pb2.TrainingEvent(resumed=training_pb2.JobResumed(epoch=progress.epoch))
-        else:
-            for warning in prepared.warnings:
-                yield training_pb2.TrainingEvent(warning=warning)
-            started = describe_start(request, prepared, setup, threads)
-            yield training_pb2.TrainingEvent(started=started)
-
-        def save() -> None:
-            checkpoints.write(checkpoint.take(setup, progress, digest, threads))
-
-        yield from _run(request, prepared, setup, progress, folder, save, cancelled)
+        # As large as weights and optimizer state together, and needed no more.
+        del snapshot
+        yield from _run_epochs(request, prepared, setup, progress, checkpoints, cancelled, draining)
+        yield from checkpoints.settle()
+        yield from _finish(request, prepared, setup, progress, folder, cancelled)
         checkpoints.delete()
 
 
-def _run(  # noqa: C901, PLR0915 - one flat loop, for the reason given below
+def _tell_start(request: training_pb2.TrainingRequest, prepared: Prepared, setup: Setup) -> Events:
+    for warning in prepared.warnings:
+        yield training_pb2.TrainingEvent(warning=warning)
+    started = describe_start(request, prepared, setup)
+    yield training_pb2.TrainingEvent(started=started)
+
+
+def _take_up(
+    request: training_pb2.TrainingRequest, setup: Setup, snapshot: checkpoint.Snapshot | None
+) -> checkpoint.Progress:
+    """Progress to go on with; the setup is brought to it."""
+    if snapshot:
+        return checkpoint.restore(snapshot, setup)
+    return checkpoint.Progress(min(request.trainer.batch_size, len(setup.balance.positions)))
+
+
+def _run_epochs(  # noqa: C901, PLR0915 - one flat loop, for the reason given below
     request: training_pb2.TrainingRequest,
     prepared: Prepared,
     setup: Setup,
     progress: checkpoint.Progress,
-    folder: Path,
-    save: Callable[[], None],
+    checkpoints: checkpoint.Checkpoints,
     cancelled: Callable[[], bool],
-) -> Generator[training_pb2.TrainingEvent, None, None]:
-    """The epochs after those of `progress`, the test, the bundle."""
+    draining: Callable[[], bool],
+) -> Events:
+    """The epochs after those of `progress`."""
     # One flat loop on purpose: what happens to a batch, and in which order, is the part of a
     # trainer that people check, and the order is what makes a run reproducible.
     trainer = request.trainer
@@ -132,15 +179,15 @@ def _run(  # noqa: C901, PLR0915 - one flat loop, for the reason given below
     smoothing, patience = trainer.label_smoothing, trainer.early_stopping_patience
     model, optimizer, schedule = setup.model, setup.optimizer, setup.schedule
     names = prepared.class_names
-
-    def stop_if_cancelled() -> None:
-        if cancelled():
-            raise Cancelled(progress.epoch, progress.best_epoch)
+    stop_if_cancelled = partial(_stop_if_cancelled, cancelled, progress)
 
     model.train()
     for epoch in range(progress.epoch + 1, epochs + 1):
         if 0 < patience <= progress.epoch - progress.best_epoch:
             break
+        if draining():
+            yield from checkpoints.settle()
+            raise Drained(progress.epoch)
         began = beat = time.monotonic()
         order = reseed(trainer.seed, epoch).permutation(setup.balance.positions)
         samples = setup.train.take(order)
@@ -149,15 +196,8 @@ def _run(  # noqa: C901, PLR0915 - one flat loop, for the reason given below
         rate = schedule.learning_rate
         for step, (starts, labels) in enumerate(batches, start=1):
             stop_if_cancelled()
-            windows = setup.windows[starts]
-            if setup.noise > 0:
-                windows = add_gaussian_noise(windows, setup.noise)
-            with setup.autocast():
-                logits = model(windows)
-            logits = logits.float()
-            loss, weight = focal_loss(logits, labels, setup.weights, setup.gamma, smoothing)
-            optimizer.zero_grad()
-            torch.autograd.backward(loss / weight)
+            compute = partial(set_gradients, setup, smoothing, starts, labels)
+            parts = yield from fit_into_memory(compute, progress, setup.device)
             if clip_norm > 0:
                 clip_grad_norm_(model.parameters(), clip_norm)
             optimizer.step()
@@ -165,7 +205,8 @@ def _run(  # noqa: C901, PLR0915 - one flat loop, for the reason given below
             schedule.after_batch()
             # Nothing above waits for the device: loss and matrix stay there until they are read,
             # here once a second and below once an epoch.
-            tally.add(loss, weight, logits, labels)
+            for part in parts:
+                tally.add(*part)
             if time.monotonic() - beat >= HEARTBEAT_SECONDS:
                 train_loss = _finite(tally.loss(), "training", epoch, request)
                 beat = time.monotonic()
@@ -183,7 +224,7 @@ def _run(  # noqa: C901, PLR0915 - one flat loop, for the reason given below
         train_seconds = time.monotonic() - began
         train_metrics = split_metrics(train_loss, tally.matrix(), names)
 
-        tally = evaluate(setup, setup.validation, batch_size, stop_if_cancelled)
+        tally = yield from _evaluate(setup, setup.validation, progress, cancelled)
         validation_loss = _finite(tally.loss(), "validation", epoch, request)
         validation = split_metrics(validation_loss, tally.matrix(), names)
         schedule.after_epoch(validation_loss)
@@ -212,33 +253,56 @@ def _run(  # noqa: C901, PLR0915 - one flat loop, for the reason given below
                 is_best=is_best,
             )
         )
-        save()
+        yield from checkpoints.save(setup, progress)
 
-    model.load_state_dict(progress.best_weights)
-    tally = evaluate(setup, setup.test, batch_size, stop_if_cancelled)
+
+def _finish(
+    request: training_pb2.TrainingRequest,
+    prepared: Prepared,
+    setup: Setup,
+    progress: checkpoint.Progress,
+    folder: Path,
+    cancelled: Callable[[], bool],
+) -> Events:
+    """Test the best weights and write the bundle."""
+    setup.model.load_state_dict(progress.best_weights)
+    tally = yield from _evaluate(setup, setup.test, progress, cancelled)
     test_loss = _finite(tally.loss(), "test", progress.best_epoch, request)
     succeeded = training_pb2.JobSucceeded(
         best_epoch=progress.best_epoch,
         epochs_run=progress.epoch,
-        stopped_early=progress.epoch < epochs,
+        stopped_early=progress.epoch < request.trainer.epochs,
         validation=progress.best_validation,
-        test=split_metrics(test_loss, tally.matrix(), names),
+        test=split_metrics(test_loss, tally.matrix(), prepared.class_names),
     )
     bundle.write(folder / bundle.FOLDER, request, prepared, progress.best_weights, succeeded)
     yield training_pb2.TrainingEvent(succeeded=succeeded)
 
 
+def _evaluate(
+    setup: Setup, samples: Samples, progress: checkpoint.Progress, cancelled: Callable[[], bool]
+) -> Generator[training_pb2.TrainingEvent, None, Tally]:
+    stop = partial(_stop_if_cancelled, cancelled, progress)
+    compute = partial(evaluate, setup, samples, stop_if_cancelled=stop)
+    return (yield from fit_into_memory(compute, progress, setup.device))
+
+
 def evaluate(
-    setup: Setup, samples: Samples, batch_size: int, stop_if_cancelled: Callable[[], None]
+    setup: Setup, samples: Samples, micro_batch: int, stop_if_cancelled: Callable[[], None]
 ) -> Tally:
     """Plain cross-entropy and confusion matrix of the current weights; the model stays in training.
 
     Samples come as they are: neither resampled nor augmented.
+
+    Args:
+        micro_batch: most windows of a training step; here there may be more.
     """
+    # Down to one, like training: that is the least that memory can be enough for.
+    size = EVALUATION_FACTOR * micro_batch if micro_batch > 1 else 1
     tally = Tally(len(setup.weights), setup.device)
     setup.model.eval()
     with torch.inference_mode():
-        for starts, labels in samples.batches(EVALUATION_FACTOR * batch_size):
+        for starts, labels in samples.batches(size):
             stop_if_cancelled()
             with setup.autocast():
                 logits = setup.model(setup.windows[starts])
@@ -246,6 +310,11 @@ def evaluate(
             tally.add(*plain_loss(logits, labels), logits, labels)
     setup.model.train()
     return tally
+
+
+def _stop_if_cancelled(cancelled: Callable[[], bool], progress: checkpoint.Progress) -> None:
+    if cancelled():
+        raise Cancelled(progress.epoch, progress.best_epoch)
 
 
 def _score(

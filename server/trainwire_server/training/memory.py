@@ -15,8 +15,10 @@ from trainwire_server.training.setup import EVALUATION_FACTOR, Setup
 
 _BASE_BYTES = 2**27
 """What torch loads with the first optimizer and the first backward pass."""
-_PARAMETER_BYTES = 4 * 6
-"""Per parameter: itself, gradient, AdamW's two moments, best weights, and those as a file."""
+_PARAMETER_BYTES = 4 * (5 + 4 + 8)
+"""Per parameter: itself, gradient, AdamW's two moments, best weights; a checkpoint's copies of it
+and the moments, and of the best weights where newer ones have come; all four as a file, which
+safetensors makes twice."""
 _ROW_BYTES = 8 * 16
 """Per row while data is prepared: order, series, splits, labels, and copies of one column."""
 _BACKWARD_FACTOR = 1.5
@@ -30,7 +32,8 @@ def estimate_bytes(
 
     The larger of two moments. Preparing: the stored columns that are read (memory-mapped), the
     float32 matrix and some columns more. Training: the matrix, positions of samples, parameters,
-    gradients, optimizer state, best weights, and the activations of a batch. Activations are
+    gradients, optimizer state, best weights, a checkpoint that is written while the next epoch
+    trains, and the activations of a batch. Activations are
     measured: a forward pass of one window and one of two tell what one window more keeps for the
     backward pass, which is taken times the batch size; evaluation keeps nothing, but its batches
     are larger, and a layer's inputs and outputs are there together.

@@ -35,14 +35,14 @@ def plan(
         prepared = prepare(effective, table)
         setup = set_up(effective, prepared, threads)
         planned = training_pb2.TrainingPlan(
-            started=describe_start(effective, prepared, setup, threads),
+            started=describe_start(effective, prepared, setup),
             memory_estimate_bytes=memory.estimate_bytes(effective, prepared, setup, table),
         )
     return planned, prepared.warnings
 
 
 def describe_start(
-    request: training_pb2.TrainingRequest, prepared: Prepared, setup: Setup, threads: int
+    request: training_pb2.TrainingRequest, prepared: Prepared, setup: Setup
 ) -> training_pb2.JobStarted:
     """What a run is about to train on and with.
 
@@ -50,12 +50,11 @@ def describe_start(
         request: effective parameters (`contract.resolve`).
         prepared: from `data.prepare`.
         setup: from `set_up`.
-        threads: threads it computes with.
     """
     return training_pb2.JobStarted(
         device=str(setup.device),
         precision=setup.precision,
-        threads=threads,
+        threads=setup.threads,
         deterministic=request.trainer.deterministic,
         class_names=prepared.class_names,
         feature_columns=prepared.feature_columns,

@@ -9,6 +9,8 @@ from torch.optim import Optimizer, lr_scheduler
 from trainwire.v1 import training_pb2
 
 PLATEAU_EPOCHS = 10
+_OVER_ALL_EPOCHS = (lr_scheduler.CosineAnnealingLR, lr_scheduler.OneCycleLR)
+"""Their rates depend on `trainer.epochs`."""
 
 
 class Schedule:
@@ -23,7 +25,9 @@ class Schedule:
     def __init__(
         self, trainer: training_pb2.TrainerParams, optimizer: Optimizer, steps: int
     ) -> None:
+        self._trainer = trainer
         self._optimizer = optimizer
+        self._steps = steps
         self._scheduler = _scheduler(trainer, optimizer, steps)
 
     @property
@@ -48,11 +52,36 @@ class Schedule:
 
         Its lists are the live ones.
         """
-        return self._scheduler.state_dict()
+        return {"epochs": self._trainer.epochs, "scheduler": self._scheduler.state_dict()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from the `state_dict` of a schedule with the same parameters."""
-        self._scheduler.load_state_dict(state)
+    def load_state_dict(self, state: dict[str, Any], epoch: int) -> None:
+        """Go on from the `state_dict` of a schedule that differs in `trainer.epochs` at most.
+
+        If it does, the rates to come are those of a run that had this schedule from its start.
+
+        Args:
+            state: taken after `epoch`; the optimizer's is loaded already.
+            epoch: epochs that were done.
+        """
+        same = state["epochs"] == self._trainer.epochs
+        if same or not isinstance(self._scheduler, _OVER_ALL_EPOCHS):
+            self._scheduler.load_state_dict(state["scheduler"])
+        else:
+            self._begin_after(epoch)
+
+    def _begin_after(self, epoch: int) -> None:
+        self._optimizer.param_groups[0]["lr"] = self._trainer.learning_rate
+        self._scheduler = _scheduler(self._trainer, self._optimizer, self._steps)
+        # Without gradients this does nothing, but torch warns of schedules that step before it.
+        self._optimizer.step()
+        if isinstance(self._scheduler, lr_scheduler.OneCycleLR):
+            # Its rate follows from the number of the step alone.
+            self._scheduler.last_epoch = epoch * self._steps - 1
+            self._scheduler.step()
+        else:
+            # torch derives each rate from the one before: only all of them give the same bits.
+            for _ in range(epoch):
+                self._scheduler.step()
 
 
 def _scheduler(

@@ -74,6 +74,7 @@ class Setup:
     """What a run holds.
 
     Attributes:
+        threads: threads it computes with on the CPU.
         windows: float32 [rows - T + 1, features, T], a view of the resident matrix: the windows
             themselves come into being batch by batch, by indexing it with their first rows.
         weights: float32 [classes], of the loss.
@@ -82,6 +83,7 @@ class Setup:
     """
 
     device: torch.device
+    threads: int
     precision: training_pb2.Precision.ValueType
     model: nn.Module
     optimizer: torch.optim.AdamW
@@ -127,6 +129,7 @@ def set_up(request: training_pb2.TrainingRequest, prepared: Prepared, threads: i
     matrix = torch.from_numpy(prepared.features).to(device)
     return Setup(
         device=device,
+        threads=threads,
         precision=find_precision(trainer.precision, device),
         model=model,
         optimizer=optimizer,

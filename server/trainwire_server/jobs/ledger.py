@@ -1,0 +1,144 @@
+"""The jobs that have not ended, and the one place where what happens to a job is recorded."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import structlog
+
+from trainwire.v1 import model_pb2, training_pb2
+from trainwire_server.errors import NotFound, StorageFull
+from trainwire_server.execution.executor import Execution
+from trainwire_server.jobs import job as jobs
+from trainwire_server.jobs.feed import Feed
+from trainwire_server.jobs.log_lines import ending
+from trainwire_server.jobs.store import Store
+
+_T = TypeVar("_T")
+_BATCH = 256
+"""Events read from the log at once: what bounds the memory of a reader."""
+
+
+@dataclass
+class Active:
+    """A job that has not ended.
+
+    Attributes:
+        lock: held while the job changes.
+        execution: its training process, while it has one.
+        losses: processes lost since the last finished epoch.
+        has_started: whether its log has a `started` event.
+    """
+
+    job: training_pb2.TrainingJob
+    feed: Feed = field(default_factory=Feed)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    execution: Execution | None = None
+    losses: int = 0
+    has_started: bool = False
+
+
+class Ledger:
+    """Jobs and their events: what has ended from the store, the others from memory too.
+
+    Args:
+        on_end: called when a job has ended.
+    """
+
+    def __init__(self, store: Store, on_end: Callable[[], None] = lambda: None) -> None:
+        self._store = store
+        self._on_end = on_end
+        self._active: dict[str, Active] = {}
+        self._log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+    def active(self) -> Iterable[Active]:
+        """All jobs that have not ended."""
+        return list(self._active.values())
+
+    def find(self, name: str) -> Active | None:
+        """The job of this name, unless it has ended."""
+        return self._active.get(name)
+
+    def activate(self, job: training_pb2.TrainingJob) -> Active:
+        """Take up a job that is stored and has not ended."""
+        return self._active.setdefault(job.name, Active(job))
+
+    async def get(self, name: str) -> training_pb2.TrainingJob:
+        """The job of this name.
+
+        Raises:
+            NotFound: there is none.
+        """
+        active = self._active.get(name)
+        job = active.job if active else await self._store.job(name)
+        if job is None:
+            raise NotFound(f"{name} does not exist")
+        return job
+
+    async def read(self, name: str, after: int) -> AsyncIterator[training_pb2.TrainingEvent]:
+        """All stored events after a sequence number, read a page at a time."""
+        while page := await self._store.events(name, after, _BATCH):
+            for event in page:
+                yield event
+            after = page[-1].sequence
+
+    async def change(self, active: Active, job: training_pb2.TrainingJob) -> None:
+        """Store a job that has changed without an event; to be called with its lock held."""
+        await self._store.save(job)
+        active.job = job
+
+    async def record(
+        self,
+        active: Active,
+        event: training_pb2.TrainingEvent,
+        model: model_pb2.Model | None = None,
+    ) -> None:
+        """Store an event, then tell the watchers; progress is only told.
+
+        To be called with the job's lock held. A job ends once, and what an attempt before this one
+        has told is not told again.
+        """
+        if active.job.state in jobs.TERMINAL or jobs.is_known(active.job, event):
+            return
+        if event.HasField("progress"):
+            active.feed.show(jobs.stamp_progress(active.job, event, jobs.now()))
+            return
+        job, stamped = jobs.apply(active.job, event, jobs.now())
+        await self._store.save(job, stamped, model)
+        active.job = job
+        active.has_started |= stamped.HasField("started")
+        active.losses = 0 if stamped.HasField("epoch") else active.losses
+        if jobs.is_terminal(stamped):
+            del self._active[job.name]
+            self._log.info("job.ended", job=job.name, **ending(job))
+            self._on_end()
+        active.feed.publish(stamped)
+
+    async def end(
+        self,
+        active: Active,
+        event: training_pb2.TrainingEvent,
+        model: model_pb2.Model | None = None,
+    ) -> None:
+        """Record the terminal event, however long the disk is full."""
+        await self.insist(lambda: self._end(active, event, model))
+
+    async def _end(
+        self, active: Active, event: training_pb2.TrainingEvent, model: model_pb2.Model | None
+    ) -> None:
+        async with active.lock:
+            await self.record(active, event, model)
+
+    async def insist(self, action: Callable[[], Awaitable[_T]]) -> _T:
+        """Do what no caller can be asked to try again: while the disk is full, it waits."""
+        for pause in itertools.chain((0.1, 1.0), itertools.repeat(5.0)):
+            try:
+                return await action()
+            except StorageFull as error:
+                self._log.error("storage.full", problem=error.message, again_in=pause)
+            await asyncio.sleep(pause)
+        raise AssertionError("the pauses have no end")

@@ -1,0 +1,316 @@
+"""Deletes what is old or more than there is room for: `--retain-days`, `--max-data-bytes`.
+
+Jobs that have ended go with their events, their folder and their model; a model with an alias keeps
+its job. Datasets go when no job refers to them. What is running, waiting or referred to stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+
+import structlog
+
+from trainwire.v1 import dataset_pb2, training_pb2
+from trainwire_server.data.catalog import Catalog
+from trainwire_server.errors import StorageFull
+from trainwire_server.jobs import job as jobs
+from trainwire_server.jobs.datasets import Datasets
+from trainwire_server.jobs.removal import remove_job_and_model
+from trainwire_server.jobs.store import Store
+
+_PERIOD_SECONDS = 300.0
+_PAUSE_SECONDS = 1.0
+"""Between two sweeps at least: each looks at every folder."""
+_DAY_SECONDS = 86_400.0
+_HOUR_SECONDS = 3_600.0
+_PAGE = 500
+AGE, ROOM = "older than --retain-days", "more than --max-data-bytes"
+
+
+# ------------------------------------------------------------------------ what to delete
+
+
+@dataclass(frozen=True)
+class EndedJob:
+    """A job that has ended.
+
+    Attributes:
+        end: when, in seconds since 1970.
+        size: bytes that go with it.
+        dataset: name of its dataset.
+        is_kept: whether its model has an alias.
+    """
+
+    name: str
+    end: float
+    size: int
+    dataset: str
+    is_kept: bool
+
+
+@dataclass(frozen=True)
+class StoredDataset:
+    """A dataset.
+
+    Attributes:
+        last_used: when it was uploaded or found on an upload last, in seconds since 1970.
+        size: bytes that go with it.
+        users: number of jobs that refer to it, ended or not.
+    """
+
+    name: str
+    last_used: float
+    size: int
+    users: int
+
+
+@dataclass(frozen=True)
+class Deletion:
+    """A job or dataset to delete.
+
+    Attributes:
+        why: AGE or ROOM.
+        last_used: when it was in use last, in seconds since 1970; one used later stays.
+    """
+
+    name: str
+    why: str
+    size: int
+    last_used: float
+
+
+def choose(
+    ended: Sequence[EndedJob],
+    datasets: Sequence[StoredDataset],
+    oldest: float,
+    excess: int,
+    now: float,
+) -> list[Deletion]:
+    """What to delete, jobs before datasets and the oldest of each first.
+
+    Args:
+        oldest: what was in use last before this time goes, in seconds since 1970.
+        excess: bytes that must go beside; 0 or less for none.
+        now: the time, in seconds since 1970.
+    """
+    chosen: list[Deletion] = []
+    used: dict[str, float] = {}
+    for job in sorted(ended, key=lambda job: job.end):
+        why = _reason(job.end, oldest, excess)
+        if why and not job.is_kept:
+            chosen.append(Deletion(job.name, why, job.size, job.end))
+            used[job.dataset] = job.end
+            excess -= job.size
+    gone = {deletion.name for deletion in chosen}
+    released = Counter(job.dataset for job in ended if job.name in gone)
+    free = [
+        (max(dataset.last_used, used.get(dataset.name, 0.0)), dataset)
+        for dataset in datasets
+        if dataset.users <= released[dataset.name]
+    ]
+    for last_used, dataset in sorted(free, key=lambda pair: pair[0]):
+        # Whoever uploads submits next, and must find there what the upload was answered with.
+        is_fresh = last_used > now - _HOUR_SECONDS
+        why = _reason(last_used, oldest, 0 if is_fresh else excess)
+        if why:
+            chosen.append(Deletion(dataset.name, why, dataset.size, last_used))
+            excess -= dataset.size
+    return chosen
+
+
+def _reason(last_used: float, oldest: float, excess: int) -> str:
+    if last_used < oldest:
+        return AGE
+    return ROOM if excess > 0 else ""
+
+
+# ------------------------------------------------------------------------ deleting it
+
+
+class Retention:
+    """Keeps one data directory within its limits.
+
+    Args:
+        retain_days: days that ended jobs and unused datasets stay; 0 for ever.
+        max_data_bytes: bytes the data directory may take; 0 for as many as there are.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        catalog: Catalog,
+        datasets: Datasets,
+        retain_days: float,
+        max_data_bytes: int,
+    ) -> None:
+        self._store = store
+        self._catalog = catalog
+        self._datasets = datasets
+        self._retain_seconds = retain_days * _DAY_SECONDS
+        self._max_data_bytes = max_data_bytes
+        self._announced = 0
+        self._sweeping = asyncio.Lock()
+        self._poked = asyncio.Event()
+        self._log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+    async def run(self) -> None:
+        """Sweep at once, then every few minutes and when poked, until cancelled."""
+        while True:
+            self._poked.clear()
+            try:
+                await self.sweep(time.time())
+            except Exception:
+                # The next sweep may find the disk in a better state.
+                self._log.exception("retention.error")
+            await asyncio.sleep(_PAUSE_SECONDS)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._poked.wait(), _PERIOD_SECONDS)
+
+    def poke(self) -> None:
+        """Say that something has been stored; age alone needs no poke."""
+        if self._max_data_bytes:
+            self._poked.set()
+
+    async def sweep(self, now: float) -> None:
+        """Delete what may no longer stay.
+
+        Args:
+            now: the time, in seconds since 1970.
+        """
+        async with self._sweeping:
+            await self._remove_leftovers(now)
+            if self._retain_seconds or self._max_data_bytes:
+                excess = await self._excess(0)
+                await self._delete(await self._choose(now, excess))
+
+    @asynccontextmanager
+    async def room(self, size_bytes: int) -> AsyncIterator[None]:
+        """Room for so many bytes more, kept until they are stored.
+
+        Raises:
+            StorageFull: they would be more than --max-data-bytes, whatever may be deleted.
+        """
+        await self._make_room(size_bytes, time.time())
+        self._announced += size_bytes
+        try:
+            yield
+        finally:
+            self._announced -= size_bytes
+            self.poke()
+
+    async def _make_room(self, size_bytes: int, now: float) -> None:
+        async with self._sweeping:
+            excess = await self._excess(size_bytes)
+            if excess <= 0:
+                return
+            chosen = await self._choose(now, excess)
+            lacking = excess - sum(deletion.size for deletion in chosen)
+            if lacking > 0:
+                raise StorageFull(
+                    f"{size_bytes} bytes more would be {lacking} more than --max-data-bytes "
+                    f"{self._max_data_bytes} allows, and nothing else that is stored may be "
+                    "deleted; delete jobs, models or datasets that are no longer needed"
+                )
+            await self._delete(chosen)
+
+    async def _excess(self, more: int) -> int:
+        """Bytes by which the data directory would be too large with so many more."""
+        if not self._max_data_bytes:
+            return 0
+        files = await asyncio.to_thread(self._catalog.stored_bytes)
+        used = files + await self._store.used_bytes() + self._announced
+        return used + more - self._max_data_bytes
+
+    async def _choose(self, now: float, excess: int) -> list[Deletion]:
+        oldest = now - self._retain_seconds if self._retain_seconds else float("-inf")
+        aliased = await self._store.aliased_models()
+        ended = [
+            EndedJob(
+                job.name,
+                job.end_time.ToNanoseconds() / 1e9,
+                await self._job_bytes(job, excess),
+                job.request.dataset,
+                job.model in aliased,
+            )
+            async for job in self._ended_jobs()
+        ]
+        users = await self._store.jobs_of_datasets()
+        stored = [
+            StoredDataset(
+                dataset.name,
+                self._catalog.last_used(dataset.name),
+                await asyncio.to_thread(self._catalog.removable_bytes, dataset.name),
+                users.get(dataset.name, 0),
+            )
+            async for dataset in self._stored_datasets()
+        ]
+        return choose(ended, stored, oldest, excess, now)
+
+    async def _job_bytes(self, job: training_pb2.TrainingJob, excess: int) -> int:
+        size = 0
+        for name in filter(None, (job.name, job.model)):
+            size += await asyncio.to_thread(self._catalog.removable_bytes, name)
+        # Reading a whole log is dear, and only room is counted in bytes.
+        return size + (await self._store.event_bytes(job.name) if excess > 0 else 0)
+
+    async def _ended_jobs(self) -> AsyncIterator[training_pb2.TrainingJob]:
+        """All jobs that have ended, read in pages: other calls to the store come between."""
+        states = sorted(jobs.TERMINAL)
+        page, following = await self._store.jobs(None, _PAGE, states)
+        while page:
+            for job in page:
+                yield job
+            if following is None:
+                return
+            page, following = await self._store.jobs(following, _PAGE, states)
+
+    async def _stored_datasets(self) -> AsyncIterator[dataset_pb2.Dataset]:
+        page, following = await self._store.datasets(None, _PAGE)
+        while page:
+            for dataset in page:
+                yield dataset
+            if following is None:
+                return
+            page, following = await self._store.datasets(following, _PAGE)
+
+    async def _delete(self, chosen: Sequence[Deletion]) -> None:
+        for deletion in chosen:
+            if await self._is_deleted(deletion):
+                self._log.info(
+                    "retention.deleted", name=deletion.name, why=deletion.why, bytes=deletion.size
+                )
+
+    async def _is_deleted(self, deletion: Deletion) -> bool:
+        """Delete it, unless it has come into use since it was chosen."""
+        if deletion.name.startswith("datasets/"):
+            return await self._datasets.delete_unused(deletion.name, deletion.last_used)
+        async with self._datasets.lock:
+            job = await self._store.job(deletion.name)
+            if job is None or job.state not in jobs.TERMINAL:
+                return False
+            return await remove_job_and_model(self._store, self._catalog, job)
+
+    # -------------------------------------------------------------------- leftovers
+
+    async def _remove_leftovers(self, now: float) -> None:
+        """Remove folders that no row speaks of: a server ended between the two."""
+        folders = await asyncio.to_thread(self._catalog.folders_before, now - _HOUR_SECONDS)
+        # Under the lock no dataset lies between its folder and its row.
+        async with self._datasets.lock:
+            known = await self._store.names()
+            for name in folders:
+                if name not in known and not await self._is_awaited(name):
+                    size = await asyncio.to_thread(self._catalog.removable_bytes, name)
+                    await asyncio.to_thread(self._catalog.remove, name)
+                    self._log.info("retention.deleted", name=name, why="left over", bytes=size)
+
+    async def _is_awaited(self, name: str) -> bool:
+        """Whether it is a model whose row is still to come, while the disk is full for one."""
+        kind, _, identity = name.partition("/")
+        job = await self._store.job(f"jobs/{identity}") if kind == "models" else None
+        return job is not None and job.state not in jobs.TERMINAL

@@ -1,0 +1,248 @@
+"""Takes requests in: checks them against dataset and devices, and makes jobs of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import cast
+
+import structlog
+from google.protobuf.message import Message
+
+from trainwire import contract
+from trainwire.v1 import dataset_pb2, training_pb2
+from trainwire_server.data import suitability
+from trainwire_server.data.catalog import Catalog
+from trainwire_server.data.checkpoints import copy_checkpoints
+from trainwire_server.errors import (
+    AlreadyExists,
+    DatasetUnsuitable,
+    DeviceUnavailable,
+    InvalidRequest,
+    JobNotResumable,
+    NotFound,
+    QueueFull,
+)
+from trainwire_server.execution.executor import Executor
+from trainwire_server.jobs import dry_run
+from trainwire_server.jobs import job as jobs
+from trainwire_server.jobs.datasets import Datasets
+from trainwire_server.jobs.devices import Devices
+from trainwire_server.jobs.queue import Queue
+from trainwire_server.jobs.store import Store
+
+_RESUMABLE = frozenset({training_pb2.JOB_STATE_CANCELLED, training_pb2.JOB_STATE_FAILED})
+_CHANGEABLE = frozenset({"request_id", "display_name", "labels", "trainer.epochs"})
+
+
+class Submissions:
+    """Makes jobs of requests that keep the contract.
+
+    Args:
+        queue: where the jobs will wait.
+        most_queued: jobs that may wait there.
+        threads: threads a dry run computes with.
+        enqueue: called with a job as soon as it is stored.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        catalog: Catalog,
+        datasets: Datasets,
+        executor: Executor,
+        devices: Devices,
+        queue: Queue,
+        most_queued: int,
+        threads: int,
+        enqueue: Callable[[training_pb2.TrainingJob], None],
+    ) -> None:
+        self._store = store
+        self._catalog = catalog
+        self._datasets = datasets
+        self._executor = executor
+        self._devices = devices
+        self._queue = queue
+        self._most_queued = most_queued
+        self._threads = threads
+        self._enqueue = enqueue
+        self._planning = asyncio.Lock()
+        self._log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+    # -------------------------------------------------------------------- submit
+
+    async def submit(self, request: training_pb2.TrainingRequest) -> training_pb2.TrainingJob:
+        """A new job, stored and queued; the same request_id, the same job."""
+        if request.resources.device == training_pb2.DEVICE_CUDA:
+            # Outside the lock: the probe may take a while, and other submits need not wait for it.
+            await self._devices.names()
+        # One at a time, so that two calls with one request_id cannot both find it new, and that no
+        # dataset goes between its check and the job that refers to it.
+        async with self._datasets.lock:
+            before = await self._submitted_before(request, resumed_from="")
+            if before is not None:
+                return before
+            dataset = await self._check(request)
+            job = jobs.new_job(request, dataset, jobs.now())
+            return await self._create(job, request)
+
+    async def _submitted_before(
+        self, request: training_pb2.TrainingRequest, resumed_from: str
+    ) -> training_pb2.TrainingJob | None:
+        if not request.HasField("request_id"):
+            return None
+        found = await self._store.job_by_request_id(request.request_id)
+        if found is None:
+            return None
+        earlier, job = found
+        differing = contract.differences(earlier, request)
+        if job.resumed_from != resumed_from:
+            differing.append("resumed_from")
+        if differing:
+            raise AlreadyExists(
+                f"request_id {request.request_id} was used for {job.name} with another request; "
+                f"different: {', '.join(differing)}",
+                tuple(contract.Violation(path, "differs") for path in differing),
+            )
+        return job
+
+    async def _check(self, request: training_pb2.TrainingRequest) -> dataset_pb2.Dataset:
+        """The dataset of a request, if it and the devices are what the request needs."""
+        dataset = await self._dataset(request.dataset)
+        _check_suitability(request, dataset)
+        wanted = request.resources.device
+        if wanted == training_pb2.DEVICE_CUDA and len(await self._devices.names()) < 2:
+            raise DeviceUnavailable(
+                "this server has no CUDA device",
+                (contract.Violation("resources.device", "allowed: DEVICE_AUTO, DEVICE_CPU"),),
+            )
+        return dataset
+
+    async def _dataset(self, name: str) -> dataset_pb2.Dataset:
+        dataset = await self._store.dataset(name)
+        if dataset is None:
+            raise NotFound(
+                f"{name} does not exist; upload it first",
+                (contract.Violation("dataset", "no such dataset"),),
+            )
+        return dataset
+
+    async def _create(
+        self, job: training_pb2.TrainingJob, request: training_pb2.TrainingRequest
+    ) -> training_pb2.TrainingJob:
+        self._check_room()
+        events = []
+        place = self._queue.position_of_next(job.request.resources.priority)
+        for event in jobs.first_events(request, place):
+            job, stamped = jobs.apply(job, event, job.create_time)
+            events.append(stamped)
+        await self._store.create_job(job, request, events)
+        origin = {"resumed_from": job.resumed_from} if job.resumed_from else {}
+        self._log.info("job.queued", job=job.name, set_fields=list(job.set_fields), **origin)
+        self._enqueue(job)
+        return job
+
+    def _check_room(self) -> None:
+        if len(self._queue) >= self._most_queued:
+            raise QueueFull(
+                f"{len(self._queue)} jobs wait, and --max-queued-jobs is {self._most_queued}; "
+                "submit again when some have started"
+            )
+
+    # -------------------------------------------------------------------- resume
+
+    async def resume(
+        self, name: str, changes: training_pb2.TrainingRequest
+    ) -> training_pb2.TrainingJob:
+        """A new job that goes on from the last checkpoint of a cancelled or failed one."""
+        async with self._datasets.lock:
+            old = await self._store.submitted(name)
+            if old is None:
+                raise NotFound(f"{name} does not exist")
+            submitted, ended = old
+            request = _continued(submitted, changes)
+            before = await self._submitted_before(request, resumed_from=name)
+            if before is not None:
+                return before
+            if ended.state not in _RESUMABLE:
+                state = training_pb2.JobState.Name(ended.state)
+                raise JobNotResumable(f"{name} is {state}; only cancelled and failed jobs go on")
+            dataset = await self._check(request)
+            job = jobs.new_job(request, dataset, jobs.now())
+            return await self._create_resumed(job, request, ended)
+
+    async def _create_resumed(
+        self,
+        job: training_pb2.TrainingJob,
+        request: training_pb2.TrainingRequest,
+        old: training_pb2.TrainingJob,
+    ) -> training_pb2.TrainingJob:
+        self._check_room()
+        source, folder = self._catalog.job_folder(old.name), self._catalog.job_folder(job.name)
+        try:
+            epoch = await asyncio.to_thread(copy_checkpoints, source, folder, old.progress.epoch)
+            if not epoch:
+                raise JobNotResumable(f"{old.name} has no checkpoint; submit its request again")
+            return await self._create(jobs.continued(job, old, epoch), request)
+        except BaseException:
+            await asyncio.to_thread(self._catalog.remove, job.name)
+            raise
+
+    # -------------------------------------------------------------------- validate
+
+    async def validate(self, request: training_pb2.TrainingRequest) -> training_pb2.TrainingJob:
+        """What a request comes to, found out in a child process; nothing is stored."""
+        dataset = await self._check(request)
+        job = jobs.new_job(request, dataset, jobs.now())
+        for event in jobs.first_events(request, queue_position=0):
+            job, _ = jobs.apply(job, event, job.create_time)
+        for name in ("name", "state", "create_time", "update_time", "last_sequence"):
+            cast("Message", job).ClearField(name)
+        # One at a time: a dry run takes memory beside the jobs that have a place.
+        async with self._planning:
+            table = self._catalog.table(job.request.dataset)
+            await dry_run.plan(self._executor, job, table, self._threads)
+        return job
+
+
+def _check_suitability(request: training_pb2.TrainingRequest, dataset: dataset_pb2.Dataset) -> None:
+    found = suitability.check(contract.resolve(request), dataset)
+    if found:
+        message = f"{dataset.name} cannot be trained on: {contract.listing(found)}"
+        raise DatasetUnsuitable(message, tuple(found))
+
+
+def _continued(
+    submitted: training_pb2.TrainingRequest, changes: training_pb2.TrainingRequest
+) -> training_pb2.TrainingRequest:
+    """The request of a resumed job.
+
+    Raises:
+        InvalidRequest: the changes are not what may change.
+    """
+    before = training_pb2.TrainingRequest()
+    before.CopyFrom(submitted)
+    before.ClearField("request_id")
+    after = contract.overlay(before, changes)
+    found = [*contract.violations(after), *_forbidden(contract.resolve(before), after)]
+    if found:
+        found = [contract.Violation(f"changes.{v.field}", v.description) for v in found]
+        raise InvalidRequest(contract.listing(found), tuple(found))
+    return after
+
+
+def _forbidden(
+    before: training_pb2.TrainingRequest, after: training_pb2.TrainingRequest
+) -> list[contract.Violation]:
+    """What must not be different, and is."""
+    effective = contract.resolve(after)
+    found = [
+        contract.Violation(path, "cannot be changed in a resumed job; submit a new one")
+        for path in contract.differences(before, effective)
+        if path not in _CHANGEABLE
+    ]
+    least = before.trainer.epochs
+    if effective.trainer.epochs < least:
+        problem = f"{effective.trainer.epochs} is not allowed; allowed: {least} (as before) or more"
+        found.append(contract.Violation("trainer.epochs", problem))
+    return found

@@ -132,8 +132,10 @@ def numbers() -> Iterator[Number]:
     for methods in methods_by_request().values():
         request = message_factory.GetMessageClass(methods[0].input_type)
         for parameter in contract.describe(request):
+            # Below a partial message stand the ranges of another request, which are tried there.
+            first = methods[0].input_type.fields_by_name[parameter.path.split(".")[0]]
             number = Number(parameter.path, parameter.field, request, tuple(methods))
-            if list(number.bounds()):
+            if not contract.is_partial(first) and list(number.bounds()):
                 yield number
 
 

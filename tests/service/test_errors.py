@@ -53,11 +53,13 @@ class Entry:
 GET_JOB = training_pb2.GetTrainingRequest(name="jobs/none")
 WATCH_JOB = training_pb2.WatchTrainingRequest(name="jobs/none")
 CANCEL_JOB = training_pb2.CancelTrainingRequest(name="jobs/none")
+RESUME_JOB = training_pb2.ResumeTrainingRequest(name="jobs/none")
 DELETE_JOB = training_pb2.DeleteTrainingRequest(name="jobs/none")
 GET_DATASET = dataset_pb2.GetDatasetRequest(name="datasets/none")
 DELETE_DATASET = dataset_pb2.DeleteDatasetRequest(name="datasets/none")
 GET_MODEL = model_pb2.GetModelRequest(name="models/none")
 DELETE_MODEL = model_pb2.DeleteModelRequest(name="models/none")
+SET_ALIAS = model_pb2.SetModelAliasRequest(alias="production", name="models/none")
 DOWNLOAD = model_pb2.DownloadModelRequest(name="models/none")
 HEADER = dataset_pb2.DatasetHeader(
     format=dataset_pb2.DATASET_FORMAT_ARROW, size_bytes=1, sha256="0" * 64
@@ -70,6 +72,7 @@ ENTRIES = {
     "TrainingService.ListTrainings": Entry(sound=training_pb2.ListTrainingsRequest()),
     "TrainingService.WatchTraining": Entry(("name",), WATCH_JOB),
     "TrainingService.CancelTraining": Entry(("name",), CANCEL_JOB),
+    "TrainingService.ResumeTraining": Entry(("name",), RESUME_JOB),
     "TrainingService.DeleteTraining": Entry(("name",), DELETE_JOB),
     "DatasetService.UploadDataset": Entry(
         ("payload",), sound=dataset_pb2.UploadDatasetRequest(header=HEADER)
@@ -79,6 +82,7 @@ ENTRIES = {
     "DatasetService.DeleteDataset": Entry(("name",), DELETE_DATASET),
     "ModelService.GetModel": Entry(("name",), GET_MODEL),
     "ModelService.ListModels": Entry(sound=model_pb2.ListModelsRequest()),
+    "ModelService.SetModelAlias": Entry(("alias",), SET_ALIAS),
     "ModelService.DeleteModel": Entry(("name",), DELETE_MODEL),
     "ModelService.DownloadModel": Entry(("name",), DOWNLOAD),
     "SystemService.GetSystemInfo": Entry(),

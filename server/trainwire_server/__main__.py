@@ -22,8 +22,14 @@ def main() -> None:
     local.start_forkserver()
     from trainwire_server.app import StartError, serve
 
+    async def run() -> None:
+        await serve(settings)
+        # All is closed. What an ordinary end would wait for is a thread that asks the fork server
+        # for a process, which it answers when it has imported torch: seconds, just after a start.
+        os._exit(0)
+
     try:
-        asyncio.run(serve(settings))
+        asyncio.run(run())
     except StartError as error:
         sys.exit(f"trainwire-server: {error}")
 

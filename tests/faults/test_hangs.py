@@ -23,7 +23,7 @@ StartServer = Callable[..., Any]
 
 LEASE = 3.0
 FLAGS = ("--lease", str(LEASE), "--max-attempts", "20")
-NAPS = 12 if IS_FULL else 4
+NAPS = 12 if IS_FULL else 2
 SERVER_NAP = 60.0 if IS_FULL else 4 * LEASE
 
 pytestmark = pytest.mark.timeout(240)

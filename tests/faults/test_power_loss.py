@@ -26,7 +26,7 @@ COMPILER = shutil.which("cc")
 SHIM = Path(__file__).with_name("synced.c")
 DATABASE = ("trainwire.db", "trainwire.db-wal")
 SECTOR = 512
-LOSSES = 10 if IS_FULL else 3
+LOSSES = 10 if IS_FULL else 2
 
 pytestmark = [
     pytest.mark.timeout(300),

@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
+from tests.conftest import Server
 
 from trainwire import contract
 from trainwire.v1 import (
@@ -44,9 +45,11 @@ def finish(service: Any, request: training_pb2.TrainingRequest) -> training_pb2.
 # ------------------------------------------------------------------------ several at once
 
 
-@pytest.fixture
-def two_slots(start_server: Callable[..., Any]) -> Any:
-    return start_server("--max-concurrent-jobs", "2")
+@pytest.fixture(scope="module")
+def two_slots(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("slots"), "--max-concurrent-jobs", "2")
+    yield server
+    assert server.stop() == 0
 
 
 @pytest.fixture

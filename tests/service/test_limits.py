@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
+import pytest
+from tests.conftest import Server
 
 from trainwire.v1 import training_pb2, training_pb2_grpc
 from trainwire_client import TrainingClient
@@ -46,34 +48,39 @@ def test_one_job_more_than_may_wait_is_refused(
         assert client.wait(accepted).state == training_pb2.JOB_STATE_SUCCEEDED
 
 
-def test_a_job_that_needs_more_memory_than_it_may_have_trains_in_smaller_parts(
-    start_server: StartServer, columns: Any, small: RequestFor
-) -> None:
-    server = start_server("--job-memory-mb", "400")
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainingClient]:
+    """A client of a server whose jobs may allocate little."""
+    server = Server(tmp_path_factory.mktemp("narrow"), "--job-memory-mb", "300")
     with server.client() as client:
-        dataset = client.upload(columns(20_000)).name
-        request = small(dataset, epochs=1, batch_size=8192)
-        request.data.windows.sequence_length = 64
-        request.model.hybrid_cnn_lstm.conv_channels = 64
-        job = client.wait(client.submit(request))
-        (halved, *_) = [w for w in job.warnings if w.field == "trainer.batch_size"]
-        assert halved.reason == training_pb2.WARNING_REASON_MICRO_BATCH_HALVED
-        assert "8192" in halved.message
-        # The next job has the same limit, and its process its own memory.
-        assert client.wait(client.submit(small(dataset, epochs=1))).warnings == []
+        yield client
+    server.stop()
+
+
+def test_a_job_that_needs_more_memory_than_it_may_have_trains_in_smaller_parts(
+    narrow: TrainingClient, columns: Any, small: RequestFor
+) -> None:
+    dataset = narrow.upload(columns(4_000)).name
+    request = small(dataset, epochs=1, batch_size=8192)
+    request.data.windows.sequence_length = 64
+    request.model.hybrid_cnn_lstm.conv_channels = 64
+    job = narrow.wait(narrow.submit(request))
+    (halved, *_) = [w for w in job.warnings if w.field == "trainer.batch_size"]
+    assert halved.reason == training_pb2.WARNING_REASON_MICRO_BATCH_HALVED
+    assert "memory ran out" in halved.message
+    # The next job has the same limit, and its process its own memory.
+    assert narrow.wait(narrow.submit(small(dataset, epochs=1))).warnings == []
 
 
 def test_a_job_whose_every_window_needs_more_memory_fails_alone(
-    start_server: StartServer, columns: Any, small: RequestFor
+    narrow: TrainingClient, columns: Any, small: RequestFor
 ) -> None:
-    server = start_server("--job-memory-mb", "150")
-    with server.client() as client:
-        dataset = client.upload(columns(20_000)).name
-        request = small(dataset, epochs=1, batch_size=1)
-        request.data.windows.sequence_length = 512
-        request.model.hybrid_cnn_lstm.conv_channels = 2048
-        request.model.hybrid_cnn_lstm.conv_blocks = 8
-        job = client.submit(request)
-        *_, last = client.watch(job)
-        assert last.failed.failure.reason == training_pb2.FAILURE_REASON_OUT_OF_MEMORY
-        assert client.wait(client.submit(small(dataset, epochs=1))).model
+    dataset = narrow.upload(columns(8_000)).name
+    request = small(dataset, epochs=1, batch_size=1)
+    request.data.windows.sequence_length = 512
+    request.model.hybrid_cnn_lstm.conv_channels = 2048
+    request.model.hybrid_cnn_lstm.conv_blocks = 8
+    job = narrow.submit(request)
+    *_, last = narrow.watch(job)
+    assert last.failed.failure.reason == training_pb2.FAILURE_REASON_OUT_OF_MEMORY
+    assert narrow.wait(narrow.submit(small(dataset, epochs=1))).model

@@ -44,7 +44,7 @@ def kinds(client: TrainingClient, job: training_pb2.TrainingJob) -> list[str | N
 
 @pytest.fixture
 def cancelled(client: TrainingClient, request_for: RequestFor) -> str:
-    request = request_for(epochs=80, early_stopping_patience=0)
+    request = request_for(epochs=25, early_stopping_patience=0)
     request.display_name, request.labels["team"] = "nightly", "alpha"
     return cancel_after(client, request, epoch=3)
 
@@ -70,10 +70,10 @@ def test_a_resumed_job_ends_as_if_it_had_never_been_cancelled(
     assert found[:3] == ["queued", "started", "resumed"]
     first = events[2].resumed.epoch + 1
     epochs = [event.epoch.epoch for event in events if event.HasField("epoch")]
-    assert epochs == list(range(first, 81))
+    assert epochs == list(range(first, 26))
     assert found == ["queued", "started", "resumed", *["epoch"] * len(epochs), "succeeded"]
-    assert events[-1].succeeded.epochs_run == 80
-    whole = client.wait(client.submit(request_for(epochs=80, early_stopping_patience=0)))
+    assert events[-1].succeeded.epochs_run == 25
+    whole = client.wait(client.submit(request_for(epochs=25, early_stopping_patience=0)))
     weights = [
         (client.download(model, tmp_path / name) / "model.safetensors").read_bytes()
         for model, name in ((done.model, "resumed"), (whole.model, "whole"))
@@ -88,12 +88,12 @@ def test_a_resumed_job_may_train_longer(
     client: TrainingClient, stub: training_pb2_grpc.TrainingServiceStub, cancelled: str
 ) -> None:
     request = resume(cancelled, display_name="longer", labels={"more": "yes"})
-    request.changes.trainer.epochs = 84
+    request.changes.trainer.epochs = 28
     job = stub.ResumeTraining(request)
-    assert job.request.trainer.epochs == job.progress.epochs == 84
+    assert job.request.trainer.epochs == job.progress.epochs == 28
     assert (job.display_name, dict(job.labels)) == ("longer", {"team": "alpha", "more": "yes"})
     assert "trainer.epochs" in job.set_fields
-    assert client.wait(job).progress.epoch == 84
+    assert client.wait(job).progress.epoch == 28
 
 
 def test_what_was_set_to_the_same_value_is_no_change(
@@ -113,12 +113,12 @@ def test_every_other_change_is_named_and_refused(
     request = training_pb2.ResumeTrainingRequest(name=cancelled)
     request.changes.dataset = "datasets/other"
     request.changes.trainer.learning_rate = 0.5
-    request.changes.trainer.epochs = 79
+    request.changes.trainer.epochs = 24
     request.changes.model.hybrid_cnn_lstm.lstm_layers = 2
     request.changes.data.windows.feature_columns[:] = ["b"]
     refused = refusal(lambda: stub.ResumeTraining(request))
     assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
-    assert refused.fields.pop("changes.trainer.epochs").startswith("79 is not allowed")
+    assert refused.fields.pop("changes.trainer.epochs").startswith("24 is not allowed")
     assert set(refused.fields) == {
         "changes.dataset",
         "changes.trainer.learning_rate",
@@ -149,14 +149,14 @@ def test_the_same_request_id_gives_the_same_job(
     request = resume(cancelled, request_id=f"again-{cancelled[5:]}")
     first = stub.ResumeTraining(request)
     assert stub.ResumeTraining(request).name == first.name
-    request.changes.trainer.epochs = 81
+    request.changes.trainer.epochs = 26
     refused = refusal(lambda: stub.ResumeTraining(request))
     assert (refused.code, refused.reason) == (
         grpc.StatusCode.ALREADY_EXISTS,
         "REQUEST_ID_REUSED",
     )
     assert set(refused.fields) == {"trainer.epochs"}
-    submitted = request_for(epochs=80, early_stopping_patience=0)
+    submitted = request_for(epochs=25, early_stopping_patience=0)
     submitted.display_name, submitted.labels["team"] = "nightly", "alpha"
     submitted.request_id = request.changes.request_id
     assert set(refusal(lambda: stub.SubmitTraining(submitted)).fields) == {"resumed_from"}
@@ -198,7 +198,7 @@ def test_the_old_job_may_be_deleted_while_the_new_one_trains(
 ) -> None:
     job = stub.ResumeTraining(resume(cancelled))
     client.delete(cancelled)
-    assert client.wait(job).progress.epoch == 80
+    assert client.wait(job).progress.epoch == 25
     assert "resumed" in kinds(client, job)
 
 

@@ -79,14 +79,33 @@ def _make_request(**changes: str) -> training_pb2.TrainingRequest:
     return contract.resolve(request)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_prepared() -> MakePrepared:
     return _make_prepared
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_request() -> MakeRequest:
     return _make_request
+
+
+def _train_in(
+    folder: Path,
+    request: training_pb2.TrainingRequest,
+    prepared: Prepared | None = None,
+    **options: Any,
+) -> list[training_pb2.TrainingEvent]:
+    # Here, so that tests of other parts do not load torch.
+    from trainwire_server.training.fit import train
+
+    folder.mkdir(exist_ok=True)
+    return list(train(request, prepared or _make_prepared(), folder, 1, lambda: False, **options))
+
+
+@pytest.fixture(scope="session")
+def train_in() -> Callable[..., list[training_pb2.TrainingEvent]]:
+    """Trains in a given folder; returns all events."""
+    return _train_in
 
 
 @pytest.fixture
@@ -99,11 +118,6 @@ def run(tmp_path: Path) -> Run:
         folder: str = "job",
         **options: Any,
     ) -> list[training_pb2.TrainingEvent]:
-        # Here, so that tests of other parts do not load torch.
-        from trainwire_server.training.fit import train
-
-        (tmp_path / folder).mkdir(exist_ok=True)
-        chosen = prepared or _make_prepared()
-        return list(train(request, chosen, tmp_path / folder, 1, lambda: False, **options))
+        return _train_in(tmp_path / folder, request, prepared, **options)
 
     return _run

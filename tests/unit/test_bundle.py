@@ -24,16 +24,27 @@ from trainwire_server.training import bundle
 MakePrepared = Callable[..., Prepared]
 MakeRequest = Callable[..., training_pb2.TrainingRequest]
 Run = Callable[..., list[training_pb2.TrainingEvent]]
+TrainIn = Callable[..., list[training_pb2.TrainingEvent]]
 FILES = ["MODEL_CARD.md", "metrics.json", "model.safetensors", "preprocessing.json", "request.json"]
+
+
+@pytest.fixture(scope="module")
+def original(
+    train_in: TrainIn, make_request: MakeRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, training_pb2.JobSucceeded]:
+    """Folder of a bundle and the result it was written with; not to be changed."""
+    request = make_request(trainer__epochs="10", request_id="a", display_name="b", labels__c="d")
+    job = tmp_path_factory.mktemp("original") / "job"
+    return job / "bundle", train_in(job, request)[-1].succeeded
 
 
 @pytest.fixture
 def trained(
-    run: Run, make_request: MakeRequest, tmp_path: Path
+    original: tuple[Path, training_pb2.JobSucceeded], tmp_path: Path
 ) -> tuple[Path, training_pb2.JobSucceeded]:
-    """Folder of a bundle and the result it was written with."""
-    request = make_request(trainer__epochs="10", request_id="a", display_name="b", labels__c="d")
-    return tmp_path / "job/bundle", run(request)[-1].succeeded
+    """A copy of the test's own."""
+    folder, succeeded = original
+    return shutil.copytree(folder.parent, tmp_path / "job") / "bundle", succeeded
 
 
 def raw_windows(prepared: Prepared, split: Split) -> npt.NDArray[np.float64]:

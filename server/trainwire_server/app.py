@@ -9,7 +9,7 @@ import sqlite3
 
 import grpc
 import structlog
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from trainwire.v1 import (
@@ -110,18 +110,16 @@ async def _serve(settings: Settings, catalog: Catalog, store: Store) -> None:
     retention = Retention(store, catalog, datasets, settings.retain_days, settings.max_data_bytes)
     ledger = Ledger(store, retention.poke)
     manager = _manager(settings, store, ledger, catalog, datasets, executor, devices)
-    training_pb2_grpc.add_TrainingServiceServicer_to_server(TrainingService(manager), server)
     memory = settings.ingest_memory_mb * _MIB
-    dataset_pb2_grpc.add_DatasetServiceServicer_to_server(
-        DatasetService(store, catalog, datasets, executor, retention, memory), server
-    )
-    model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(store, catalog), server)
-    system_pb2_grpc.add_SystemServiceServicer_to_server(
-        SystemService(manager, devices, executor.name, settings), server
-    )
-    health_servicer = await _add_health(server)
-    reflection.enable_server_reflection(
-        (*_SERVICES, HEALTH_SERVICE, reflection.SERVICE_NAME), server
+    health_servicer = Health()
+    await health_servicer.serve("", *_SERVICES)
+    _add_services(
+        server,
+        TrainingService(manager),
+        DatasetService(store, catalog, datasets, executor, retention, memory),
+        ModelService(store, catalog),
+        SystemService(manager, devices, executor.name, settings),
+        health_servicer,
     )
     await manager.recover()
     sweeping = asyncio.create_task(retention.run())
@@ -133,6 +131,23 @@ async def _serve(settings: Settings, catalog: Catalog, store: Store) -> None:
     sweeping.cancel()
     await _drain(server, manager, health_servicer, settings.grace)
     log.info("server.stopped")
+
+
+def _add_services(
+    server: grpc.aio.Server,
+    training: TrainingService,
+    datasets: DatasetService,
+    models: ModelService,
+    system: SystemService,
+    health: Health,
+) -> None:
+    training_pb2_grpc.add_TrainingServiceServicer_to_server(training, server)
+    dataset_pb2_grpc.add_DatasetServiceServicer_to_server(datasets, server)
+    model_pb2_grpc.add_ModelServiceServicer_to_server(models, server)
+    system_pb2_grpc.add_SystemServiceServicer_to_server(system, server)
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    names = (*_SERVICES, HEALTH_SERVICE, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(names, server)
 
 
 def _manager(
@@ -201,11 +216,3 @@ def _bind(server: grpc.aio.Server, listen: str) -> str:
     except RuntimeError as error:
         raise StartError(f"cannot listen on {listen}: {error}") from error
     return f"{listen.rpartition(':')[0]}:{port}"
-
-
-async def _add_health(server: grpc.aio.Server) -> Health:
-    servicer = Health()
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    for name in ("", *_SERVICES):
-        await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
-    return servicer

@@ -159,6 +159,29 @@ def test_an_upload_that_does_not_fit_leaves_nothing(
     assert not [record for record in small_server.records if record["event"] in faults]
 
 
+def test_a_server_that_starts_on_a_full_disk_reads_and_goes_on_when_there_is_room(
+    disk: Disk, start_server: StartServer, columns: Columns, small: RequestFor
+) -> None:
+    first = start_server(data_dir=disk.folder)
+    with first.client() as client:
+        dataset = client.upload(columns()).name
+        job = client.submit(small(dataset, epochs=100_000, early_stopping_patience=0))
+        next(event for event in client.watch(job) if event.HasField("epoch"))
+    first.kill()
+    disk.fill()
+    second = start_server("--grace", "2", data_dir=disk.folder)
+    with second.client() as client:
+        assert client.get(job).state == training_pb2.JOB_STATE_RUNNING
+        with pytest.raises(ResourceExhaustedError):
+            client.submit(small(dataset))
+        disk.make_room()
+        events = client.watch(job)
+        resumed = next(event for event in events if event.HasField("resumed"))
+        assert resumed.attempt == 2
+        client.cancel(job)
+        assert [event for event in events if event.sequence][-1].HasField("cancelled")
+
+
 # ------------------------------------------------------------------------ damaged databases
 
 

@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 
 from trainwire.v1 import dataset_pb2, system_pb2, training_pb2
 from trainwire_server.data.catalog import Catalog
+from trainwire_server.errors import NotFound, StorageFull
 from trainwire_server.execution.executor import Probe, Task
 from trainwire_server.jobs.datasets import Datasets
 from trainwire_server.jobs.devices import Devices
@@ -22,6 +23,7 @@ from trainwire_server.jobs.manager import Manager
 from trainwire_server.jobs.queue import Slots
 from trainwire_server.jobs.run import Limits
 from trainwire_server.jobs.store import Store
+from trainwire_server.jobs.watch import Watches
 
 SHA256 = "0" * 64
 DATASET = dataset_pb2.Dataset(
@@ -39,11 +41,17 @@ class FaultyStore(Store):
     """A database that can be told to refuse so many writes."""
 
     refusals = 0
+    error: Exception = sqlite3.OperationalError("disk I/O error")
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.refused = asyncio.Event()
 
     async def save(self, *args: Any, **kwargs: Any) -> None:
         if self.refusals:
             self.refusals -= 1
-            raise sqlite3.OperationalError("disk I/O error")
+            self.refused.set()
+            raise self.error
         await super().save(*args, **kwargs)
 
 
@@ -53,7 +61,7 @@ class Child:
     pid = 0
 
     def __init__(self, said: list[Message]) -> None:
-        self.cancels = self.drains = 0
+        self.cancels = self.drains = self.confirmed = 0
         self.gone = asyncio.Event()
         self._said = said
 
@@ -65,6 +73,9 @@ class Child:
 
     def cancel(self) -> None:
         self.cancels += 1
+
+    def confirm(self) -> None:
+        self.confirmed += 1
 
     def drain(self) -> None:
         self.drains += 1
@@ -85,6 +96,7 @@ class Children:
 
     def __init__(self, probe_fails: bool = False) -> None:
         self.started: list[Child] = []
+        self.refusals = 0
         self.began = asyncio.Event()
         self._probe_fails = probe_fails
 
@@ -94,6 +106,9 @@ class Children:
                 raise BlockingIOError("no more processes")
             cpu = system_pb2.DeviceInfo(name="cpu")
             return Child([system_pb2.SystemInfo(devices=[cpu])])
+        if self.refusals:
+            self.refusals -= 1
+            raise EOFError
         self.started.append(Child([]))
         self.began.set()
         return self.started[-1]
@@ -172,6 +187,48 @@ def test_a_job_ends_even_if_its_end_could_not_be_stored_at_first(tmp_path: Path)
         assert events[-1].failed.failure.reason == training_pb2.FAILURE_REASON_INTERNAL
         assert bench.store.refusals == 0
         await bench.close()
+
+    run(work)
+
+
+def test_a_cancel_that_meets_the_loss_of_the_process_cancels(tmp_path: Path) -> None:
+    async def work() -> None:
+        bench = Bench(tmp_path)
+        job = await bench.start_job()
+        # The process is gone, and that the job waits for another one cannot be stored yet.
+        bench.store.error, bench.store.refusals = StorageFull("full"), 1
+        bench.children.started[0].kill()
+        await bench.store.refused.wait()
+        await bench.manager.cancel(job.name)
+        events = [event async for event in bench.manager.watch(job.name, 0)]
+        assert events[-1].HasField("cancelled")
+        assert bench.manager.running_jobs == 0
+        await bench.close()
+
+    run(work)
+
+
+def test_a_process_that_cannot_be_started_is_tried_again(tmp_path: Path) -> None:
+    async def work() -> None:
+        bench = Bench(tmp_path)
+        bench.children.refusals = 2
+        job = await bench.start_job()
+        assert (job.state, job.attempt) == (training_pb2.JOB_STATE_RUNNING, 3)
+        await bench.close()
+
+    run(work)
+
+
+def test_a_watcher_far_behind_hears_that_the_job_was_deleted(tmp_path: Path) -> None:
+    async def work() -> None:
+        store = Store(tmp_path / "trainwire.db")
+        ledger = Ledger(store)
+        succeeded = training_pb2.JOB_STATE_SUCCEEDED
+        # Held by the watcher alone: its log is gone.
+        ledger.activate(training_pb2.TrainingJob(name="jobs/a", state=succeeded, last_sequence=9))
+        with pytest.raises(NotFound):
+            [event async for event in Watches(ledger, heartbeat=0.1).watch("jobs/a", 3)]
+        await store.close()
 
     run(work)
 

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from trainwire_server.data.checkpoints import FOLDER
 from trainwire_server.data.durable import refusing_when_full, sync_folder
 from trainwire_server.errors import BrokenUpload
 
@@ -122,6 +123,10 @@ class Catalog:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+    def drop_checkpoints(self, job: str) -> None:
+        """Remove the checkpoints of a job that has succeeded."""
+        shutil.rmtree(self._folder(job) / FOLDER, ignore_errors=True)
 
     def _move(self, source: Path, name: str) -> None:
         target = self._folder(name)

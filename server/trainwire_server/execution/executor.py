@@ -90,6 +90,9 @@ class Execution(Protocol):
     def cancel(self) -> None:
         """Ask the child to stop at the next batch."""
 
+    def confirm(self) -> None:
+        """Tell the child that one more of its epochs is stored."""
+
     def drain(self) -> None:
         """Ask the child to stop after the epoch it is in."""
 

@@ -65,6 +65,10 @@ class LocalExecution:
         """Ask the child to stop at the next batch."""
         self._tell(worker.CANCEL)
 
+    def confirm(self) -> None:
+        """Tell the child that one more of its epochs is stored."""
+        self._tell(worker.STORED)
+
     def drain(self) -> None:
         """Ask the child to stop after the epoch it is in."""
         self._tell(worker.DRAIN)

@@ -26,10 +26,11 @@ from trainwire_server.execution.frames import Connection
 
 CANCEL = b"C"
 DRAIN = b"D"
+STORED = b"S"
 _EXIT_SERVER_GONE = 3
 _EXIT_MEMORY = 4
-_STALL_SECONDS = 600.0
-"""No batch takes that long: a training that does not ask for the next one hangs."""
+_STALL_SECONDS = 3600.0
+"""Neither reading the data nor a batch takes that long: a training that asks for no batch hangs."""
 
 
 class _Orders:
@@ -37,11 +38,25 @@ class _Orders:
 
     def __init__(self) -> None:
         self._heard = b""
-        self._asked: float | None = None
+        self._stored = 0
+        self._asked = time.monotonic()
+        self._changed = threading.Condition()
 
     def hear(self, order: bytes) -> None:
         """Take an order."""
-        self._heard += order
+        with self._changed:
+            if order == STORED:
+                self._stored += 1
+            else:
+                self._heard += order
+            self._changed.notify_all()
+
+    def wait_until_stored(self, epochs: int) -> None:
+        """Wait until the server has stored so many epochs of this process, or wants it to stop."""
+        with self._changed:
+            while self._stored < epochs and not self._heard:
+                self._changed.wait(1.0)
+                self._asked = time.monotonic()
 
     def is_cancelled(self) -> bool:
         """Whether to stop now; asked before every batch."""
@@ -53,8 +68,8 @@ class _Orders:
         return DRAIN in self._heard
 
     def is_stalled(self) -> bool:
-        """Whether the training has begun with its batches and stopped asking for the next."""
-        return self._asked is not None and time.monotonic() - self._asked > _STALL_SECONDS
+        """Whether the training has stopped asking for batches."""
+        return time.monotonic() - self._asked > _STALL_SECONDS
 
 
 def main(end: socket.socket, task: Task) -> None:
@@ -110,10 +125,16 @@ def _train(connection: Connection, task: Train, orders: _Orders) -> None:
             last_epoch=task.last_epoch,
             is_started=task.is_started,
         )
+        epochs = 0
         for event in events:
             if event.HasField("succeeded"):
                 connection.send(bundle.describe(task.folder / bundle.FOLDER))
             connection.send(event)
+            if event.HasField("epoch"):
+                # One of the two checkpoints kept must be of an epoch that the log has: whoever
+                # takes over goes on from no later one.
+                orders.wait_until_stored(epochs)
+                epochs += 1
     except JobFailure as failure:
         _send_failure(connection, task, failure)
     except fit.Cancelled as end:
@@ -127,8 +148,9 @@ def _train(connection: Connection, task: Train, orders: _Orders) -> None:
 def _beat(connection: Connection, task: Train, orders: _Orders) -> None:
     """Send signs of life, unless the training hangs: then the server ends this process."""
     with contextlib.suppress(OSError):  # the server is gone, and `_listen` ends the process
-        while not orders.is_stalled():
-            connection.send(empty_pb2.Empty())
+        while True:
+            if not orders.is_stalled():
+                connection.send(empty_pb2.Empty())
             time.sleep(task.beat_seconds)
 
 

@@ -31,7 +31,7 @@ class Active:
         lock: held while the job changes.
         execution: its training process, while it has one.
         losses: processes lost since the last finished epoch.
-        has_started: whether its log has a `started` event.
+        started: what its log's `started` event says, if it has one.
     """
 
     job: training_pb2.TrainingJob
@@ -39,7 +39,7 @@ class Active:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     execution: Execution | None = None
     losses: int = 0
-    has_started: bool = False
+    started: training_pb2.JobStarted | None = None
 
 
 class Ledger:
@@ -110,7 +110,8 @@ class Ledger:
         job, stamped = jobs.apply(active.job, event, jobs.now())
         await self._store.save(job, stamped, model)
         active.job = job
-        active.has_started |= stamped.HasField("started")
+        if stamped.HasField("started"):
+            active.started = stamped.started
         active.losses = 0 if stamped.HasField("epoch") else active.losses
         if jobs.is_terminal(stamped):
             del self._active[job.name]

@@ -25,6 +25,9 @@ from trainwire_server.jobs.store import Store
 from trainwire_server.jobs.submission import Submissions
 from trainwire_server.jobs.watch import Watches
 
+_RECOVERY_SECONDS = 5.0
+"""How long a start waits for the jobs before it to be taken up."""
+
 
 class Manager:
     """Runs the jobs of one server.
@@ -58,6 +61,7 @@ class Manager:
         self._slots = slots
         self._queue = Queue()
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._background: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._runner = Runner(ledger, catalog, executor, limits)
         self._watches = Watches(ledger, heartbeat)
@@ -89,14 +93,23 @@ class Manager:
     async def recover(self) -> None:
         """Take up the jobs of the server before this one, in their order.
 
-        What was training then waits again; its process goes on from the last checkpoint.
+        What was training then waits again; its process goes on from the last checkpoint. On a full
+        disk that takes until there is room, and this returns before: what is there can be read.
         """
-        for job in await self._store.jobs_in_states(training_pb2.JOB_STATE_CANCELLING):
-            await self._ledger.end(self._ledger.activate(job), jobs.cancelled(job))
-        states = (training_pb2.JOB_STATE_RUNNING, training_pb2.JOB_STATE_QUEUED)
-        for job in await self._store.jobs_in_states(*states):
-            await self._take_up(self._ledger.activate(job))
-        self._learning = asyncio.create_task(self._learn_devices())
+        states = (training_pb2.JOB_STATE_CANCELLING, training_pb2.JOB_STATE_RUNNING)
+        found = await self._store.jobs_in_states(*states, training_pb2.JOB_STATE_QUEUED)
+        taking_up = self._take_up_all([self._ledger.activate(job) for job in found])
+        recovering = asyncio.create_task(taking_up)
+        self._background = {recovering, asyncio.create_task(self._learn_devices())}
+        await asyncio.wait({recovering}, timeout=_RECOVERY_SECONDS)
+
+    async def _take_up_all(self, found: Sequence[Active]) -> None:
+        for active in found:
+            try:
+                await self._take_up(active)
+            except Exception:
+                self._log.exception("job.error", job=active.job.name)
+                await self._end_by_error(active)
         self._pump()
 
     async def _take_up(self, active: Active) -> None:
@@ -106,23 +119,28 @@ class Manager:
             reason = training_pb2.FAILURE_REASON_INVALID_REQUEST
             await self._ledger.end(active, jobs.failed(reason, contract.listing(unknown)))
             return
+        active.started = await self._logged_start(active.job.name)
         await self._ledger.insist(lambda: self._let_wait(active))
-        active.has_started = await self._log_has_started(active.job.name)
-        self._queue.add(active.job)
+        if active.job.state == training_pb2.JOB_STATE_QUEUED:
+            self._queue.add(active.job)
 
     async def _let_wait(self, active: Active) -> None:
-        """Let a job wait that was training, if it was."""
+        """Let a job wait that has no process any more, or end it if it was to be cancelled."""
         async with active.lock:
             if active.job.state == training_pb2.JOB_STATE_RUNNING:
                 queued = training_pb2.JOB_STATE_QUEUED
                 await self._ledger.change(active, jobs.with_state(active.job, queued, jobs.now()))
+            elif active.job.state == training_pb2.JOB_STATE_CANCELLING:
+                await self._ledger.record(active, jobs.cancelled(active.job))
 
-    async def _log_has_started(self, name: str) -> bool:
-        """Whether the log has a `started` event, which stands before every epoch."""
+    async def _logged_start(self, name: str) -> training_pb2.JobStarted | None:
+        """What the log's `started` event says, which stands before every epoch."""
         async for event in self._ledger.read(name, after=0):
-            if event.HasField("started") or event.HasField("epoch"):
-                return True
-        return False
+            if event.HasField("started"):
+                return event.started
+            if event.HasField("epoch"):
+                break
+        return None
 
     async def _learn_devices(self) -> None:
         self._slots.learn_devices(await self._devices.names())
@@ -134,6 +152,8 @@ class Manager:
         What is not done after so many seconds is ended. All of it is found by the next `recover`.
         """
         self._stopping = True
+        for task in self._background:
+            task.cancel()
         for active in self._ledger.active():
             active.feed.end()
         running = {name: self._ledger.find(name) for name in self._running}
@@ -189,6 +209,7 @@ class Manager:
         Raises:
             What `submit` raises, but AlreadyExists; Untrainable: the job would fail.
         """
+        self._refuse_when_stopping()
         return await self._submissions.validate(request)
 
     # -------------------------------------------------------------------- delete
@@ -277,7 +298,10 @@ class Manager:
     # -------------------------------------------------------------------- run
 
     def _enqueue(self, job: training_pb2.TrainingJob) -> None:
-        self._ledger.activate(job)
+        active = self._ledger.activate(job)
+        if self._stopping:
+            # Submitted just before: who watches must hear of the stop like all others.
+            active.feed.end()
         self._queue.add(job)
         self._pump()
 

@@ -310,7 +310,9 @@ class Retention:
                     self._log.info("retention.deleted", name=name, why="left over", bytes=size)
 
     async def _is_awaited(self, name: str) -> bool:
-        """Whether it is a model whose row is still to come, while the disk is full for one."""
+        """Whether it is a model whose row is still to come, or came since the names were read."""
         kind, _, identity = name.partition("/")
         job = await self._store.job(f"jobs/{identity}") if kind == "models" else None
-        return job is not None and job.state not in jobs.TERMINAL
+        if job is not None and job.state not in jobs.TERMINAL:
+            return True
+        return kind == "models" and await self._store.model(name) is not None

@@ -19,6 +19,8 @@ from trainwire_server.jobs.ledger import Active, Ledger
 from trainwire_server.jobs.log_lines import log_event, parameters
 from trainwire_server.jobs.queue import Lease
 
+_START_PAUSE_SECONDS = 1.0
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -71,7 +73,15 @@ class Runner:
             return
         attempt = active.job.attempt
         log.info("job.started", lease=lease.device, attempt=attempt, **parameters(active.job))
-        execution = await self._executor.start(self._task(active, lease))
+        task = await self._ledger.insist(lambda: asyncio.to_thread(self._task, active, lease))
+        try:
+            execution = await self._executor.start(task)
+        except (OSError, EOFError) as error:
+            # No process or no handle to be had, or the fork server died meanwhile.
+            log.warning("job.not_started", problem=str(error), again_in=_START_PAUSE_SECONDS)
+            await asyncio.sleep(_START_PAUSE_SECONDS)
+            await self._count_loss(active, _Outcome(end=f"could not be started ({error})"))
+            return
         try:
             await self._attach(active, execution)
             outcome = await self._listen(active, execution, log)
@@ -97,7 +107,7 @@ class Runner:
     async def _begin(self, active: Active) -> bool:
         """Count the attempt; whether there is a job to run."""
         async with active.lock:
-            if active.job.state in jobs.TERMINAL:
+            if active.job.state != training_pb2.JOB_STATE_QUEUED:
                 return False
             await self._ledger.change(active, jobs.begin(active.job, jobs.now()))
         return True
@@ -108,10 +118,11 @@ class Runner:
             request=job.request.SerializeToString(),
             table=self._catalog.table(job.request.dataset),
             folder=self._catalog.job_folder(job.name),
-            threads=self._limits.threads,
+            # As before, where there was one: other threads would give other bits.
+            threads=active.started.threads if active.started else self._limits.threads,
             visible_devices=visible_devices(lease.device),
             last_epoch=job.progress.epoch,
-            is_started=active.has_started,
+            is_started=active.started is not None,
             memory_bytes=self._limits.memory_bytes,
             beat_seconds=self._limits.lease / BEATS,
         )
@@ -133,6 +144,8 @@ class Runner:
             async for message in within_lease(execution.messages(), self._limits.lease):
                 if isinstance(message, training_pb2.TrainingEvent):
                     await self._take(active, message, outcome, log)
+                    if message.HasField("epoch"):
+                        execution.confirm()
                 else:
                     _note(outcome, message, log)
         except Silent:
@@ -162,6 +175,8 @@ class Runner:
         last, model = outcome.last, outcome.model
         if last is not None and last.HasField("succeeded") and model is not None:
             await self._ledger.end(active, last, await self._keep_model(active.job, last, model))
+            # Not before: until the end is stored, the job may have to go on from them.
+            await asyncio.to_thread(self._catalog.drop_checkpoints, active.job.name)
             return
         await asyncio.to_thread(self._catalog.tidy, active.job.name)
         if last is not None:
@@ -213,7 +228,7 @@ def _explain(outcome: _Outcome, status: int) -> None:
 
 
 def _lost(outcome: _Outcome, losses: int, memory_bytes: int) -> str:
-    advice = "submit the job again"
+    advice = "resume the job, or submit it again"
     if outcome.signal == 9:
         advice += "; if memory ran out, which ends in signal 9, lower trainer.batch_size first"
     elif outcome.signal and memory_bytes:
@@ -222,6 +237,6 @@ def _lost(outcome: _Outcome, losses: int, memory_bytes: int) -> str:
             "needs more: lower trainer.batch_size first"
         )
     return (
-        f"{losses} training processes in a row were lost without finishing an epoch; the last one "
-        f"{outcome.end}; {advice}"
+        f"{losses} training processes in a row were lost without finishing a new epoch; the last "
+        f"one {outcome.end}; {advice}"
     )

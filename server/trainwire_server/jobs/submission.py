@@ -14,6 +14,7 @@ from trainwire.v1 import dataset_pb2, training_pb2
 from trainwire_server.data import suitability
 from trainwire_server.data.catalog import Catalog
 from trainwire_server.data.checkpoints import copy_checkpoints
+from trainwire_server.data.durable import refusing_when_full
 from trainwire_server.errors import (
     AlreadyExists,
     DatasetUnsuitable,
@@ -158,7 +159,7 @@ class Submissions:
         async with self._datasets.lock:
             old = await self._store.submitted(name)
             if old is None:
-                raise NotFound(f"{name} does not exist")
+                return await self._resumed_before(name, changes)
             submitted, ended = old
             request = _continued(submitted, changes)
             before = await self._submitted_before(request, resumed_from=name)
@@ -171,6 +172,15 @@ class Submissions:
             job = jobs.new_job(request, dataset, jobs.now())
             return await self._create_resumed(job, request, ended)
 
+    async def _resumed_before(
+        self, name: str, changes: training_pb2.TrainingRequest
+    ) -> training_pb2.TrainingJob:
+        """The job that continues one that has been deleted since."""
+        found = await self._store.job_by_request_id(changes.request_id)
+        if found is None or found[1].resumed_from != name:
+            raise NotFound(f"{name} does not exist")
+        return found[1]
+
     async def _create_resumed(
         self,
         job: training_pb2.TrainingJob,
@@ -180,7 +190,9 @@ class Submissions:
         self._check_room()
         source, folder = self._catalog.job_folder(old.name), self._catalog.job_folder(job.name)
         try:
-            epoch = await asyncio.to_thread(copy_checkpoints, source, folder, old.progress.epoch)
+            with refusing_when_full("the job"):
+                last = old.progress.epoch
+                epoch = await asyncio.to_thread(copy_checkpoints, source, folder, last)
             if not epoch:
                 raise JobNotResumable(f"{old.name} has no checkpoint; submit its request again")
             return await self._create(jobs.continued(job, old, epoch), request)

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 from trainwire import contract
 from trainwire.v1 import training_pb2
-from trainwire_server.errors import SequenceOutOfRange, ServerStopping
+from trainwire_server.errors import NotFound, SequenceOutOfRange, ServerStopping
 from trainwire_server.jobs import job as jobs
 from trainwire_server.jobs.ledger import Active, Ledger
 
@@ -61,8 +61,7 @@ class Watches:
                     return
             if feed.version != version:
                 continue
-            if feed.ended:
-                raise ServerStopping(f"the server is stopping; watch {active.job.name} again later")
+            _expect_more(active)
             if not await feed.wait(version, self._heartbeat):
                 yield feed.progress or jobs.sign_of_life(active.job)
             elif feed.progress is not None:
@@ -79,3 +78,12 @@ class Watches:
             return
         for event in newest:
             yield event
+
+
+def _expect_more(active: Active) -> None:
+    """Raise what ends a watch that has been sent all there is, and not the job's end."""
+    if active.job.state in jobs.TERMINAL:
+        # Its end was stored, and is not there: the watcher was far behind.
+        raise NotFound(f"{active.job.name} was deleted meanwhile")
+    if active.feed.ended:
+        raise ServerStopping(f"the server is stopping; watch {active.job.name} again later")

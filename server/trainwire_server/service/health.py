@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from grpc_health.v1 import health
+from grpc_health.v1 import health, health_pb2
 
 HEALTH_SERVICE = health.SERVICE_NAME
 
@@ -16,6 +16,11 @@ class Health(health.aio.HealthServicer):
     def __init__(self) -> None:
         super().__init__()
         self._stopped = asyncio.Event()
+
+    async def serve(self, *names: str) -> None:
+        """Report services of these names as serving."""
+        for name in names:
+            await self.set(name, health_pb2.HealthCheckResponse.SERVING)
 
     def end_watches(self) -> None:
         """End every watch, now and from now on."""

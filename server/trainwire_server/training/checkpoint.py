@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -261,11 +260,6 @@ class Checkpoints:
             return error
         self._failing = False
         return None
-
-    def delete(self) -> None:
-        """Delete all checkpoints; the best weights stay."""
-        self._wait()
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _warn(self, error: OSError | MemoryError) -> training_pb2.JobWarning:
         # Not the whole of it: paths on the server tell a caller nothing.

@@ -80,8 +80,8 @@ def fit(
     Each epoch leaves a checkpoint in ``folder/checkpoints``, begun when the event after its `epoch`
     is asked for. A run that finds one there goes on from the newest with its thread count: events
     and weights are those that an undisturbed run would give from there. It may be of a request with
-    other `trainer.epochs`; of one that differs in anything else it is passed over. Success deletes
-    the checkpoints, also when the next event is asked for: until then the run can be had again.
+    other `trainer.epochs`; of one that differs in anything else it is passed over.
+    Success leaves the checkpoints: until it is recorded, the run may have to be had again.
 
     Batches that memory is not enough for are computed in parts; see `steps`.
 
@@ -143,7 +143,6 @@ def train(
         yield from _run_epochs(request, prepared, setup, progress, checkpoints, cancelled, draining)
         yield from checkpoints.settle()
         yield from _finish(request, prepared, setup, progress, folder, cancelled)
-        checkpoints.delete()
 
 
 def _tell_start(request: training_pb2.TrainingRequest, prepared: Prepared, setup: Setup) -> Events:

@@ -10,7 +10,7 @@ PROTO_VENV := .venv-proto
 PROTOC := $(PROTO_VENV)/bin/python -m grpc_tools.protoc
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test test-faults test-gpu check proto format clean
+.PHONY: help install demo serve test test-faults bench test-gpu check proto format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,6 +34,9 @@ test: install ## run the tests, a file at a time in each of two processes
 
 test-faults: install ## kill, stop and cut off real processes; FULL=1 for all trials, SEED= for the same
 	FAULTS_FULL=$(FULL) FAULTS_SEED=$(SEED) $(BIN)/pytest -q -n 2 --dist worksteal tests/faults
+
+bench: install ## measure training beside what people write by hand (CPU)
+	$(BIN)/python -m bench
 
 test-gpu: ## run the tests that need a GPU; any python3 with torch, numpy, pyarrow and safetensors
 	PYTHONPATH=proto:server:client $(PYTHON) -m pytest -q tests/gpu

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -12,7 +14,6 @@ from tests.conftest import Server
 from trainwire.v1 import training_pb2, training_pb2_grpc
 from trainwire_client import TrainingClient
 
-StartServer = Callable[..., Any]
 RequestFor = Callable[..., training_pb2.TrainingRequest]
 
 
@@ -20,41 +21,44 @@ def wait_for_epoch(client: TrainingClient, job: training_pb2.TrainingJob) -> Non
     next(event for event in client.watch(job) if event.HasField("epoch"))
 
 
-def test_one_job_more_than_may_wait_is_refused(
-    start_server: StartServer, columns: Any, small: RequestFor, refusal: Any
-) -> None:
-    server = start_server("--max-queued-jobs", "2")
-    with server.client() as client, server.channel() as channel:
-        stub = training_pb2_grpc.TrainingServiceStub(channel)
-        dataset = client.upload(columns()).name
-        endless = client.submit(small(dataset, epochs=100_000, early_stopping_patience=0))
-        wait_for_epoch(client, endless)
-        request = small(dataset)
-        request.request_id = "first"
-        waiting = [client.submit(request), client.submit(small(dataset))]
-        assert client.info().max_queued_jobs == client.info().queued_jobs == 2
-        refused = refusal(lambda: stub.SubmitTraining(small(dataset)))
-        assert (refused.code, refused.reason) == (
-            grpc.StatusCode.RESOURCE_EXHAUSTED,
-            "QUEUE_FULL",
-        )
-        assert "--max-queued-jobs is 2" in refused.message
-        # One that waits already is no new one, and one that is refused is not stored.
-        assert client.submit(request).name == waiting[0].name
-        assert len(list(client.list())) == 3
-        client.cancel(waiting[1])
-        accepted = client.submit(small(dataset))
-        client.cancel(endless)
-        assert client.wait(accepted).state == training_pb2.JOB_STATE_SUCCEEDED
-
-
 @pytest.fixture(scope="module")
-def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainingClient]:
-    """A client of a server whose jobs may allocate little."""
-    server = Server(tmp_path_factory.mktemp("narrow"), "--job-memory-mb", "300")
+def server() -> Iterator[Server]:
+    """A server on which few jobs may wait, and may allocate little."""
+    flags = ("--max-queued-jobs", "2", "--job-memory-mb", "300")
+    with tempfile.TemporaryDirectory() as folder:
+        server = Server(Path(folder), *flags)
+        yield server
+        assert server.stop() == 0
+
+
+@pytest.fixture
+def narrow(server: Server) -> Iterator[TrainingClient]:
     with server.client() as client:
         yield client
-    server.stop()
+
+
+def test_one_job_more_than_may_wait_is_refused(
+    server: Server, narrow: TrainingClient, columns: Any, small: RequestFor, refusal: Any
+) -> None:
+    dataset = narrow.upload(columns()).name
+    endless = narrow.submit(small(dataset, epochs=100_000, early_stopping_patience=0))
+    wait_for_epoch(narrow, endless)
+    request = small(dataset)
+    request.request_id = "first"
+    waiting = [narrow.submit(request), narrow.submit(small(dataset))]
+    assert narrow.info().max_queued_jobs == narrow.info().queued_jobs == 2
+    with server.channel() as channel:
+        stub = training_pb2_grpc.TrainingServiceStub(channel)
+        refused = refusal(lambda: stub.SubmitTraining(small(dataset)))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
+    assert "--max-queued-jobs is 2" in refused.message
+    # One that waits already is no new one, and one that is refused is not stored.
+    assert narrow.submit(request).name == waiting[0].name
+    assert len(list(narrow.list())) == 3
+    narrow.cancel(waiting[1])
+    accepted = narrow.submit(small(dataset))
+    narrow.cancel(endless)
+    assert narrow.wait(accepted).state == training_pb2.JOB_STATE_SUCCEEDED
 
 
 def test_a_job_that_needs_more_memory_than_it_may_have_trains_in_smaller_parts(

@@ -20,7 +20,7 @@ from trainwire.v1 import dataset_pb2, model_pb2, training_pb2
 from trainwire_server.jobs import job as jobs
 from trainwire_server.jobs.store import Store
 
-FLIPS = 350
+FLIPS = 200
 LOG_FLIPS = 90
 HEADER = 32
 TRUNCATIONS = 40

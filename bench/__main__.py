@@ -100,9 +100,10 @@ def measure(bench: Bench) -> list[Figure]:
     compute, idiomatic, bare, started = [], [], [], []
     for number in range(ROUNDS):
         epoch, seconds = over_the_wire(bench)
-        torch.set_num_threads(THREADS)
         alone = loops.compute_only(bench.request, bench.prepared, THREADS)
-        peers = [loops.idiomatic(bench.request, bench.prepared, workers) for workers in (0, 2)]
+        peers = [
+            loops.idiomatic(bench.request, bench.prepared, THREADS, workers) for workers in (0, 2)
+        ]
         fastest = max(peers, key=lambda run: run.rate)
         own = bare_fit(bench)
         compute.append(epoch.windows_per_second / alone.rate)

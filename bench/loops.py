@@ -16,6 +16,7 @@ from trainwire import contract
 from trainwire.architectures.build import build
 from trainwire.v1 import training_pb2
 from trainwire_server.data.prepare import Prepared
+from trainwire_server.training.devices import fix_arithmetic
 from trainwire_server.training.setup import set_up
 
 
@@ -48,8 +49,12 @@ class _Windows(Dataset[tuple[torch.Tensor, int]]):
         return self._matrix[start : start + self._time].T, int(self._labels[index])
 
 
-def idiomatic(request: training_pb2.TrainingRequest, prepared: Prepared, workers: int) -> Run:
+def idiomatic(
+    request: training_pb2.TrainingRequest, prepared: Prepared, threads: int, workers: int
+) -> Run:
     """Dataset, DataLoader, `.item()` per batch, scikit-learn's metrics per epoch."""
+    # What runs before in this process asks torch for reproducible kernels; tutorials do not.
+    fix_arithmetic(threads, deterministic=False)
     effective = contract.resolve(request)
     torch.manual_seed(effective.trainer.seed)
     classes = len(prepared.class_names)

@@ -263,7 +263,7 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
     except BaseException as error:
         _roll_back(connection)
         if isinstance(error, sqlite3.Error) and _is_full(connection, error):
-            raise StorageFull(full_message("it")) from error
+            raise StorageFull(full_message("the change")) from error
         raise
 
 

@@ -55,9 +55,13 @@ class Ledger:
         self._active: dict[str, Active] = {}
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
-    def active(self) -> Iterable[Active]:
+    def all_active(self) -> Iterable[Active]:
         """All jobs that have not ended."""
         return list(self._active.values())
+
+    def active(self, name: str) -> Active:
+        """The job of this name, which has not ended."""
+        return self._active[name]
 
     def find(self, name: str) -> Active | None:
         """The job of this name, unless it has ended."""
@@ -134,12 +138,20 @@ class Ledger:
         async with active.lock:
             await self.record(active, event, model)
 
-    async def insist(self, action: Callable[[], Awaitable[_T]]) -> _T:
-        """Do what no caller can be asked to try again: while the disk is full, it waits."""
+    async def insist(
+        self, action: Callable[[], Awaitable[_T]], against: type[Exception] = StorageFull
+    ) -> _T:
+        """Do what no caller can be asked to try again: while it cannot be stored, it waits.
+
+        Args:
+            against: the errors after which it is tried again.
+        """
         for pause in itertools.chain((0.1, 1.0), itertools.repeat(5.0)):
             try:
                 return await action()
             except StorageFull as error:
                 self._log.error("storage.full", problem=error.message, again_in=pause)
+            except against as error:
+                self._log.error("job.end_not_stored", again_in=pause, exc_info=error)
             await asyncio.sleep(pause)
         raise AssertionError("the pauses have no end")

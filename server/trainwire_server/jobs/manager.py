@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import AsyncIterator, Mapping, Sequence
 
 import structlog
@@ -114,13 +113,14 @@ class Manager:
 
     async def _take_up(self, active: Active) -> None:
         """Let a job wait again, unless a newer server stored what this one would ignore."""
+        await self._ledger.insist(lambda: self._let_wait(active))
         unknown = contract.violations(active.job.request)
         if unknown:
+            # One that was to be cancelled has ended by now, and ends once.
             reason = training_pb2.FAILURE_REASON_INVALID_REQUEST
             await self._ledger.end(active, jobs.failed(reason, contract.listing(unknown)))
             return
         active.started = await self._logged_start(active.job.name)
-        await self._ledger.insist(lambda: self._let_wait(active))
         if active.job.state == training_pb2.JOB_STATE_QUEUED:
             self._queue.add(active.job)
 
@@ -154,10 +154,9 @@ class Manager:
         self._stopping = True
         for task in self._background:
             task.cancel()
-        for active in self._ledger.active():
+        for active in self._ledger.all_active():
             active.feed.end()
-        running = {name: self._ledger.find(name) for name in self._running}
-        self._runner.drain([active for active in running.values() if active])
+        self._runner.drain()
         tasks = list(self._running.values())
         if tasks:
             await asyncio.wait(tasks, timeout=grace)
@@ -309,11 +308,7 @@ class Manager:
         """Start waiting jobs while there are places for them."""
         while not self._stopping and (started := self._queue.start_next(self._slots)):
             name, lease = started
-            active = self._ledger.find(name)
-            if active is None:
-                # Cancelled while its end was being stored.
-                self._slots.give_back(lease)
-                continue
+            active = self._ledger.active(name)
             self._running[name] = asyncio.create_task(self._run(active, lease))
 
     async def _run(self, active: Active, lease: Lease) -> None:
@@ -347,10 +342,4 @@ class Manager:
         """
         reason = training_pb2.FAILURE_REASON_INTERNAL
         event = jobs.failed(reason, "the server's log has the details")
-        for pause in itertools.chain((0.1, 1.0), itertools.repeat(10.0)):
-            try:
-                await self._ledger.end(active, event)
-                break
-            except Exception:
-                self._log.exception("job.end_not_stored", job=active.job.name, again_in=pause)
-            await asyncio.sleep(pause)
+        await self._ledger.insist(lambda: self._ledger.end(active, event), against=Exception)

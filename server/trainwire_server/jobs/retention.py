@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
 import structlog
 
@@ -29,6 +30,7 @@ _PAUSE_SECONDS = 1.0
 _DAY_SECONDS = 86_400.0
 _HOUR_SECONDS = 3_600.0
 _PAGE = 500
+_T = TypeVar("_T")
 AGE, ROOM = "older than --retain-days", "more than --max-data-bytes"
 
 
@@ -258,25 +260,12 @@ class Retention:
         # Reading a whole log is dear, and only room is counted in bytes.
         return size + (await self._store.event_bytes(job.name) if excess > 0 else 0)
 
-    async def _ended_jobs(self) -> AsyncIterator[training_pb2.TrainingJob]:
-        """All jobs that have ended, read in pages: other calls to the store come between."""
+    def _ended_jobs(self) -> AsyncIterator[training_pb2.TrainingJob]:
         states = sorted(jobs.TERMINAL)
-        page, following = await self._store.jobs(None, _PAGE, states)
-        while page:
-            for job in page:
-                yield job
-            if following is None:
-                return
-            page, following = await self._store.jobs(following, _PAGE, states)
+        return _entries(lambda before: self._store.jobs(before, _PAGE, states))
 
-    async def _stored_datasets(self) -> AsyncIterator[dataset_pb2.Dataset]:
-        page, following = await self._store.datasets(None, _PAGE)
-        while page:
-            for dataset in page:
-                yield dataset
-            if following is None:
-                return
-            page, following = await self._store.datasets(following, _PAGE)
+    def _stored_datasets(self) -> AsyncIterator[dataset_pb2.Dataset]:
+        return _entries(lambda before: self._store.datasets(before, _PAGE))
 
     async def _delete(self, chosen: Sequence[Deletion]) -> None:
         for deletion in chosen:
@@ -316,3 +305,16 @@ class Retention:
         if job is not None and job.state not in jobs.TERMINAL:
             return True
         return kind == "models" and await self._store.model(name) is not None
+
+
+async def _entries(
+    page_from: Callable[[int | None], Awaitable[tuple[list[_T], int | None]]],
+) -> AsyncIterator[_T]:
+    """All entries of a list, read in pages: other calls to the store come between."""
+    page, following = await page_from(None)
+    while page:
+        for entry in page:
+            yield entry
+        if following is None:
+            return
+        page, following = await page_from(following)

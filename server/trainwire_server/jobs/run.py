@@ -97,10 +97,10 @@ class Runner:
         execution.cancel()
         asyncio.get_running_loop().call_later(self._limits.grace, execution.kill)
 
-    def drain(self, running: list[Active]) -> None:
+    def drain(self) -> None:
         """Let every training process stop after the epoch it is in, later ones too."""
         self._draining = True
-        for active in running:
+        for active in self._ledger.all_active():
             if active.execution is not None:
                 active.execution.drain()
 

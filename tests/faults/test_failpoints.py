@@ -1,10 +1,11 @@
-"""The server dies between commit and reply: whoever asks again gets what was done, once."""
+"""The server dies just before or after a commit: whoever asks again gets what was done, once."""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -142,3 +143,17 @@ def test_a_resume_that_is_repeated_gives_the_same_job(
         next(event for event in client.watch(job) if event.HasField("epoch"))
         kinds = cancel(client, job)
         assert (kinds.count("queued"), kinds[-1]) == (1, "cancelled")
+
+
+def test_a_job_whose_end_was_not_stored_goes_on_from_its_last_epoch(
+    start_failing: StartServer, work: Work, tmp_path: Path
+) -> None:
+    server = start_failing(failures=[Failure(f"{STORE}.save", event="succeeded", when="before")])
+    with server.client() as client:
+        job = client.submit(work.named(1)[0])
+    ended = call_through_death(start_failing, server, lambda client: client.wait(job))
+    assert (ended.state, ended.attempt) == (training_pb2.JOB_STATE_SUCCEEDED, 2)
+    with server.client() as client:
+        resumed = [event.resumed for event in client.watch(job) if event.HasField("resumed")]
+        assert [event.epoch for event in resumed] == [len(work.epochs[0])]
+        assert work.differences(client, ended, tmp_path) == []

@@ -25,6 +25,9 @@ LEASE = 3.0
 FLAGS = ("--lease", str(LEASE), "--max-attempts", "20")
 NAPS = 12 if IS_FULL else 2
 SERVER_NAP = 60.0 if IS_FULL else 4 * LEASE
+IDLE_SECONDS = 1.0
+IDLE_NANOSECONDS = 10_000_000
+"""A thread that waits for something wakes up now and then, for far less than this per second."""
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -51,6 +54,20 @@ def has_ended(process: int) -> bool:
     """Whether a process, by its pidfd, ends within seconds. One that nobody waits for counts."""
     with os.fdopen(process, "rb"):
         return bool(select.select([process], [], [], 5)[0])
+
+
+def wait_until_blocked(process: int) -> None:
+    """Wait until a process's main thread has neither run nor waited for a processor for a while."""
+    before, now = -1, processor_time(process)
+    while now - before > IDLE_NANOSECONDS:
+        time.sleep(IDLE_SECONDS)
+        before, now = now, processor_time(process)
+
+
+def processor_time(process: int) -> int:
+    """Nanoseconds that a process's main thread has had a processor, or has waited for one."""
+    ran, waited, _ = Path(f"/proc/{process}/schedstat").read_text().split()
+    return int(ran) + int(waited)
 
 
 def test_a_training_process_that_stops_is_replaced_and_never_heard_of_again(
@@ -164,3 +181,28 @@ def test_a_process_that_a_dead_server_left_behind_does_no_harm(
         assert [attempt for attempt, _ in resumed(history, job)] == [2]
         assert work.differences(recorder.client, history.found[job.name], tmp_path) == []
         assert has_ended(left)
+
+
+def test_a_training_process_is_never_more_than_an_epoch_ahead_of_the_log(
+    start_failing: StartServer, work: Work
+) -> None:
+    server = start_failing(*FLAGS)
+    with server.client() as client:
+        job = client.submit(endless(work))
+        next(event for event in client.watch(job) if event.epoch.epoch == 4)
+        (worker,) = server.children()
+        server.process.send_signal(signal.SIGSTOP)
+        # Either it waits for the log, or the socket is full of epochs that nobody takes.
+        wait_until_blocked(worker)
+        server.kill()
+    server = start_failing(*FLAGS, listen=server.address)
+    with server.client() as client:
+        stored = []
+        for event in client.watch(job):
+            if event.HasField("resumed"):
+                break
+            stored += [event.epoch.epoch] if event.HasField("epoch") else []
+        client.cancel(job)
+        # From the two checkpoints, of which one is of an epoch that the log has.
+        assert stored[-1] >= 4
+        assert event.resumed.epoch in stored[-2:]

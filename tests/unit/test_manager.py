@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 from trainwire.v1 import dataset_pb2, system_pb2, training_pb2
 from trainwire_server.data.catalog import Catalog
 from trainwire_server.errors import NotFound, StorageFull
-from trainwire_server.execution.executor import Probe, Task
+from trainwire_server.execution.executor import Probe, Task, Train
 from trainwire_server.jobs.datasets import Datasets
 from trainwire_server.jobs.devices import Devices
 from trainwire_server.jobs.ledger import Ledger
@@ -90,12 +90,19 @@ class Child:
 
 
 class Children:
-    """An executor whose probe can be told to fail."""
+    """An executor whose probe can be told to fail.
+
+    Attributes:
+        tasks: what each process was started for.
+        says: what the next process says before it is lost; with nothing to say it stays.
+    """
 
     name = "test"
 
     def __init__(self, probe_fails: bool = False) -> None:
         self.started: list[Child] = []
+        self.tasks: list[Task] = []
+        self.says: list[Message] = []
         self.refusals = 0
         self.began = asyncio.Event()
         self._probe_fails = probe_fails
@@ -109,7 +116,9 @@ class Children:
         if self.refusals:
             self.refusals -= 1
             raise EOFError
-        self.started.append(Child([]))
+        said, self.says = self.says, []
+        self.tasks.append(task)
+        self.started.append(Child(said))
         self.began.set()
         return self.started[-1]
 
@@ -117,7 +126,7 @@ class Children:
 class Bench:
     """A manager on a real database and a real data directory."""
 
-    def __init__(self, folder: Path, probe_fails: bool = False) -> None:
+    def __init__(self, folder: Path, probe_fails: bool = False, threads: int = 1) -> None:
         self.catalog = Catalog(folder)
         self.store = FaultyStore(self.catalog.database)
         self.children = Children(probe_fails)
@@ -129,7 +138,7 @@ class Bench:
             self.children,
             Devices(self.children),
             Slots(1, 1),
-            Limits(threads=1, memory_bytes=0, lease=30.0, grace=60.0, attempts=3),
+            Limits(threads=threads, memory_bytes=0, lease=30.0, grace=60.0, attempts=3),
             max_queued_jobs=10,
             heartbeat=15.0,
         )
@@ -215,6 +224,28 @@ def test_a_process_that_cannot_be_started_is_tried_again(tmp_path: Path) -> None
         job = await bench.start_job()
         assert (job.state, job.attempt) == (training_pb2.JOB_STATE_RUNNING, 3)
         await bench.close()
+
+    run(work)
+
+
+def test_every_attempt_computes_with_the_threads_of_the_first(tmp_path: Path) -> None:
+    def threads(bench: Bench) -> list[int]:
+        return [task.threads for task in bench.children.tasks if isinstance(task, Train)]
+
+    async def work() -> None:
+        first = Bench(tmp_path, threads=2)
+        # Lost before it has left a checkpoint, which would tell the threads as well.
+        started = training_pb2.JobStarted(threads=2)
+        first.children.says = [training_pb2.TrainingEvent(started=started)]
+        job = await first.start_job()
+        events = first.manager.watch(job.name, 0)
+        assert await anext(event async for event in events if event.HasField("started"))
+        await first.close()
+        second = Bench(tmp_path, threads=1)
+        await second.manager.recover()
+        await second.children.began.wait()
+        assert (threads(first)[0], threads(second)) == (2, [2])
+        await second.close()
 
     run(work)
 

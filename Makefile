@@ -8,9 +8,11 @@ PIP := $(BIN)/pip --disable-pip-version-check -q
 # processes: so the generator is the oldest we support, in an environment of its own.
 PROTO_VENV := .venv-proto
 PROTOC := $(PROTO_VENV)/bin/python -m grpc_tools.protoc
+# What training is measured against asks for older versions than development uses (scikit-learn).
+BENCH_VENV := .venv-bench
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test test-faults bench test-gpu check proto format clean
+.PHONY: help install demo serve test test-faults bench bench-gpu bench-page test-gpu check proto format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,8 +37,21 @@ test: install ## run the tests but test-faults, a file at a time in each of two 
 test-faults: install ## kill, stop and cut off real processes; FULL=1 for all trials, SEED= for the same
 	FAULTS_FULL=$(FULL) FAULTS_SEED=$(SEED) $(BIN)/pytest -q -n 2 --dist worksteal tests/faults
 
-bench: install ## measure training beside what people write by hand (CPU)
-	$(BIN)/python -m bench
+bench: $(BENCH_VENV)/.installed ## measure training beside what people write by hand (CPU)
+	$(BENCH_VENV)/bin/python -m bench
+
+$(BENCH_VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BENCH_VENV)/bin/python || $(PYTHON) -m venv $(BENCH_VENV)
+	@echo "installing into $(BENCH_VENV): torch and two training toolkits, a few minutes"
+	$(BENCH_VENV)/bin/pip --disable-pip-version-check -q install -c constraints.txt \
+		-e '.[data,server,bench]'
+	touch $@
+
+bench-gpu: ## the same on a GPU; any python3 with torch, numpy, pyarrow, safetensors and protobuf
+	PYTHONPATH=proto:server:client:. $(PYTHON) -m bench.gpu
+
+bench-page: $(BENCH_VENV)/.installed ## write docs/benchmarks.md from bench/results
+	$(BENCH_VENV)/bin/python -m bench.page
 
 test-gpu: ## run the tests that need a GPU; any python3 with torch, numpy, pyarrow and safetensors
 	PYTHONPATH=proto:server:client $(PYTHON) -m pytest -q tests/gpu
@@ -73,5 +88,5 @@ format: install ## format the code
 	$(BIN)/buf format -w
 
 clean: ## remove environments and caches
-	rm -rf $(VENV) $(PROTO_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+	rm -rf $(VENV) $(PROTO_VENV) $(BENCH_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis \
 		examples/typescript/node_modules examples/typescript/gen examples/typescript/build

@@ -1,23 +1,25 @@
-"""The loops that training is measured against, each run once: windows per second of its epochs."""
+"""The loops that training is measured against: each trains once and says how fast it was."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from sklearn.metrics import accuracy_score, f1_score
-from torch import nn
+from bench.network import HybridCnnLstm
+from bench.task import Task
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader, Dataset
 
-from trainwire import contract
-from trainwire.architectures.build import build
-from trainwire.v1 import training_pb2
-from trainwire_server.data.prepare import Prepared
-from trainwire_server.training.devices import fix_arithmetic
+from trainwire_server.data.prepare import Prepared, Split
 from trainwire_server.training.setup import set_up
+from trainwire_server.training.steps import set_gradients
+
+CPU = torch.device("cpu")
+Score = Callable[[Sequence[int], Sequence[int]], object]
+"""Metrics of an epoch from true and predicted classes."""
 
 
 @dataclass(frozen=True)
@@ -25,102 +27,155 @@ class Run:
     """What one run showed.
 
     Attributes:
-        rate: training windows per second of the last epoch.
-        loss: mean validation cross-entropy after it; NaN where nothing was learned.
+        rate: training windows per second, all epochs but the first.
+        loss: mean validation cross-entropy at the end; NaN where nothing was learned.
     """
 
     rate: float
     loss: float
 
 
-class _Windows(Dataset[tuple[torch.Tensor, int]]):
+Loader = DataLoader[tuple[Tensor, int]]
+
+
+class Windows(Dataset[tuple[Tensor, int]]):
     """A window slice per item, as tutorials write it."""
 
-    def __init__(self, prepared: Prepared, starts: np.ndarray, labels: np.ndarray) -> None:
+    def __init__(self, prepared: Prepared, split: Split) -> None:
         self._matrix = torch.from_numpy(prepared.features)
-        self._starts, self._labels = starts, labels
-        self._time = prepared.sequence_length
+        self._split, self._time = split, prepared.sequence_length
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self._split.starts)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        start = int(self._starts[index])
-        return self._matrix[start : start + self._time].T, int(self._labels[index])
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        start = int(self._split.starts[index])
+        return self._matrix[start : start + self._time].T, int(self._split.labels[index])
+
+
+def make_network(task: Task) -> nn.Module:
+    """The plain network with torch as a script of its own would find it, and fresh weights."""
+    # What ran before in this process asked for reproducible kernels; people seldom do.
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(task.threads)
+    torch.manual_seed(task.request.trainer.seed)
+    prepared = task.prepared
+    features, classes = len(prepared.feature_columns), len(prepared.class_names)
+    return HybridCnnLstm(task.request.model, features, classes)
+
+
+def make_optimizer(task: Task, network: nn.Module) -> torch.optim.Optimizer:
+    """AdamW with the task's numbers."""
+    trainer = task.request.trainer
+    return torch.optim.AdamW(
+        network.parameters(), trainer.learning_rate, weight_decay=trainer.weight_decay
+    )
+
+
+def make_loaders(task: Task, workers: int, pin_memory: bool = False) -> tuple[Loader, Loader]:
+    """Batches of the training split, shuffled, and of the validation split."""
+    size, prepared = task.request.trainer.batch_size, task.prepared
+    train, validation = (
+        DataLoader(
+            Windows(prepared, split),
+            size,
+            shuffle=split is prepared.train,
+            num_workers=workers,
+            # Workers that live on are the faster choice.
+            persistent_workers=workers > 0,
+            pin_memory=pin_memory,
+        )
+        for split in (prepared.train, prepared.validation)
+    )
+    return train, validation
 
 
 def idiomatic(
-    request: training_pb2.TrainingRequest, prepared: Prepared, threads: int, workers: int
+    task: Task,
+    workers: int,
+    score: Score,
+    device: torch.device = CPU,
+    precision: torch.dtype = torch.float32,
 ) -> Run:
-    """Dataset, DataLoader, `.item()` per batch, scikit-learn's metrics per epoch."""
-    # What runs before in this process asks torch for reproducible kernels; tutorials do not.
-    fix_arithmetic(threads, deterministic=False)
-    effective = contract.resolve(request)
-    torch.manual_seed(effective.trainer.seed)
-    classes = len(prepared.class_names)
-    model = build(effective.model, len(prepared.feature_columns), classes)
-    optimizer = torch.optim.AdamW(model.parameters(), effective.trainer.learning_rate)
+    """Dataset, DataLoader, `.item()` per batch, metrics of lists per epoch."""
+    network = make_network(task).to(device)
+    optimizer = make_optimizer(task, network)
     criterion = nn.CrossEntropyLoss()
-    splits = (prepared.train, prepared.validation)
-    train, validation = (_Windows(prepared, split.starts, split.labels) for split in splits)
-    size = effective.trainer.batch_size
-    loaders = [
-        DataLoader(train, size, shuffle=True, num_workers=workers),
-        DataLoader(validation, size, num_workers=workers),
-    ]
-    run = Run(0.0, float("nan"))
-    for _ in range(effective.trainer.epochs):
+    train, validation = make_loaders(task, workers, pin_memory=device.type == "cuda")
+    autocast = torch.autocast(device.type, precision, enabled=precision != torch.float32)
+    seconds = []
+    for _ in range(task.request.trainer.epochs):
         began = time.perf_counter()
-        model.train()
-        running, predicted, true = 0.0, [], []
-        for windows, labels in loaders[0]:
+        network.train()
+        running = 0.0
+        true: list[int] = []
+        predicted: list[int] = []
+        for batch, classes in train:
+            windows, labels = batch.to(device), classes.to(device)
             optimizer.zero_grad()
-            logits = model(windows)
-            loss = criterion(logits, labels)
+            with autocast:
+                logits = network(windows)
+                loss = criterion(logits, labels)
             torch.autograd.backward(loss)
-            nn.utils.clip_grad_norm_(model.parameters(), effective.trainer.gradient_clip_norm)
+            clip_grad_norm_(network.parameters(), task.request.trainer.gradient_clip_norm)
             optimizer.step()
             running += loss.item()
             predicted += logits.argmax(1).tolist()
             true += labels.tolist()
-        accuracy_score(true, predicted)
-        f1_score(true, predicted, average="macro")
-        rate = len(train) / (time.perf_counter() - began)
-        run = Run(rate, _loss(model, loaders[1]))
-    return run
+        score(true, predicted)
+        seconds.append(time.perf_counter() - began)
+        final = validation_loss(network, validation, device)
+    return Run(rate(len(task.prepared.train.starts), seconds), final)
 
 
-def _loss(model: nn.Module, loader: DataLoader[tuple[torch.Tensor, int]]) -> float:
-    model.eval()
+def rate(windows: int, seconds: Sequence[float]) -> float:
+    """Windows per second of all epochs but the first."""
+    return windows * (len(seconds) - 1) / sum(seconds[1:])
+
+
+def validation_loss(network: nn.Module, loader: Loader, device: torch.device = CPU) -> float:
+    """Mean cross-entropy."""
+    network.eval()
     total, count = 0.0, 0
     with torch.no_grad():
-        for windows, labels in loader:
-            total += nn.functional.cross_entropy(model(windows), labels, reduction="sum").item()
+        for batch, classes in loader:
+            logits, labels = network(batch.to(device)), classes.to(device)
+            total += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
             count += len(labels)
     return total / count
 
 
-def compute_only(request: training_pb2.TrainingRequest, prepared: Prepared, threads: int) -> Run:
-    """The same steps over and over on one batch that is there already: what the network costs."""
-    effective = contract.resolve(request)
-    setup = set_up(effective, prepared, threads)
-    starts, labels = setup.train.batches(effective.trainer.batch_size)[0]
-    windows = setup.windows[starts].contiguous()
-    steps = -(-len(setup.train) // effective.trainer.batch_size)
-    clip = effective.trainer.gradient_clip_norm
+def compute_only(task: Task) -> Run:
+    """The trainer's own steps, as many as in an epoch, all on one batch that is there already."""
+    size = task.request.trainer.batch_size
+    count = len(task.prepared.train.starts) // size
+    step = make_step(task)
+    repeat(step, 3)
+    return Run(count * size / repeat(step, count), float("nan"))
+
+
+def make_step(task: Task, capturable: bool = False) -> Callable[[], None]:
+    """What the trainer does with its first batch: gradients, clipping, optimizer.
+
+    Args:
+        capturable: whether the optimizer can be part of a CUDA graph.
+    """
+    trainer = task.request.trainer
+    setup = set_up(task.request, task.prepared, task.threads)
+    starts, labels = setup.train.batches(trainer.batch_size)[0]
+    for group in setup.optimizer.param_groups:
+        group["capturable"] = capturable
 
     def step() -> None:
-        setup.optimizer.zero_grad()
-        torch.autograd.backward(nn.functional.cross_entropy(setup.model(windows), labels))
-        nn.utils.clip_grad_norm_(setup.model.parameters(), clip)
+        set_gradients(setup, trainer.label_smoothing, starts, labels, trainer.batch_size)
+        clip_grad_norm_(setup.model.parameters(), trainer.gradient_clip_norm)
         setup.optimizer.step()
 
-    _repeat(step, 3)
-    seconds = _repeat(step, steps)
-    return Run(steps * len(labels) / seconds, float("nan"))
+    return step
 
 
-def _repeat(step: Callable[[], None], times: int) -> float:
+def repeat(step: Callable[[], None], times: int) -> float:
+    """Seconds that so many calls take."""
     began = time.perf_counter()
     for _ in range(times):
         step()

@@ -109,8 +109,19 @@ class Server:
         return grpc.insecure_channel(self.address)
 
     def children(self) -> list[int]:
-        """Process ids of the training processes (children of the fork server)."""
-        return [child for parent in self.helpers() for child in _children_of(parent)]
+        """Process ids of the children of the fork server that have a task."""
+        return [child for child, task in self.workers().items() if task != "idle"]
+
+    def workers(self) -> dict[int, str]:
+        """What each child of the fork server does: `idle`, or the kind of its task."""
+        found = (child for parent in self.helpers() for child in _children_of(parent))
+        names = {child: _name_of(child) for child in found}
+        # One that has just been forked has no name of its own yet, and no task.
+        return {
+            child: name.removeprefix("worker:")
+            for child, name in names.items()
+            if name.startswith("worker:")
+        }
 
     def helpers(self) -> list[int]:
         """Process ids of the server's own children: the fork server and what goes with it."""
@@ -134,6 +145,13 @@ def _children_of(pid: int) -> list[int]:
     except FileNotFoundError:
         return []
     return [int(child) for child in text.split()]
+
+
+def _name_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 @pytest.fixture(scope="session")

@@ -33,6 +33,7 @@ from trainwire_client.errors import (
     UnavailableError,
     UnimplementedError,
     UnreadableDataError,
+    UnreadableModelError,
     UnreadableRequestError,
 )
 
@@ -68,13 +69,14 @@ __all__ = [
     "UnavailableError",
     "UnimplementedError",
     "UnreadableDataError",
+    "UnreadableModelError",
     "UnreadableRequestError",
     "load_bundle",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Loads `load_bundle` on first use: predicting needs the `predict` extra, training does not."""
+    """Loads `load_bundle` on first use: it needs the `torch` extra, training does not."""
     if name == "load_bundle":
         from trainwire_client.bundle import load_bundle
 

@@ -32,8 +32,8 @@ class Bundle:
 
     Attributes:
         class_names: in the order of the probabilities.
-        feature_columns: in the order of a window's last axis.
-        sequence_length: rows of a window.
+        feature_columns: in the order of a window's last axis, or of the channels of a series.
+        sequence_length: rows of a window, or values in each channel of a series.
         request: the effective request it was trained with.
         module: the network, in evaluation mode: scaled float32 [n, features, sequence_length] to
             logits [n, classes].
@@ -52,7 +52,9 @@ class Bundle:
         """Probability of each class.
 
         Args:
-            windows: raw, unscaled values [n, sequence_length, features], rows in time order.
+            windows: raw, unscaled values, as the data were that the model was trained on: windows
+                [n, sequence_length, features], rows in time order; or labelled series (the samples
+                layout) [n, channels, sequence_length], the shape in which they are uploaded.
 
         Returns:
             float64 [n, classes]; rows sum to 1.
@@ -62,13 +64,20 @@ class Bundle:
         """
         import numpy as np
 
-        raw = np.asarray(windows)
-        expected = (self.sequence_length, len(self.feature_columns))
-        if raw.ndim != 3 or raw.shape[1:] != expected:
-            wanted = f"[n, {expected[0]} rows, {expected[1]} features]"
-            raise ValueError(f"windows have shape {list(raw.shape)}; expected {wanted}")
+        raw = self._windows(np.asarray(windows))
         parts = [self._predict(raw[i : i + _BATCH]) for i in range(0, len(raw), _BATCH)]
         return np.concatenate([np.empty((0, len(self.class_names))), *parts])
+
+    def _windows(self, raw: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """[n, sequence_length, features], whatever the layout's shape is."""
+        series = self.request.data.WhichOneof("layout") == "samples"
+        steps, features = self.sequence_length, len(self.feature_columns)
+        expected = (features, steps) if series else (steps, features)
+        if raw.ndim != 3 or raw.shape[1:] != expected:
+            words = "{} channels, {} values" if series else "{} rows, {} features"
+            wanted = f"[n, {words.format(*expected)}]"
+            raise ValueError(f"windows have shape {list(raw.shape)}; expected {wanted}")
+        return raw.transpose(0, 2, 1) if series else raw
 
     def predict(self, windows: npt.ArrayLike) -> list[str]:
         """Name of the most probable class of each window; see `predict_proba`."""
@@ -108,13 +117,14 @@ def load_bundle(folder: str | Path) -> Bundle:
 
         from trainwire.architectures.build import build
     except ImportError as error:
-        message = f"predicting needs {error.name}: pip install 'trainwire[predict]'"
+        message = f"load_bundle needs {error.name}: pip install 'trainwire[torch]'"
         raise ImportError(message, name=error.name) from error
     folder = Path(folder)
     request = training_pb2.TrainingRequest()
     json_format.Parse((folder / "request.json").read_text(encoding="utf-8"), request)
     steps = json.loads((folder / "preprocessing.json").read_text(encoding="utf-8"))
-    module = build(request.model, len(steps["feature_columns"]), len(steps["class_names"]))
+    sizes = (len(steps["feature_columns"]), len(steps["class_names"]), steps["sequence_length"])
+    module = build(request.model, *sizes)
     module.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
     return Bundle(
         class_names=steps["class_names"],

@@ -24,7 +24,7 @@ from rich.console import Console
 
 from trainwire import contract, reference
 from trainwire.v1 import dataset_pb2, model_pb2, training_pb2
-from trainwire_client import report
+from trainwire_client import predictions, report
 from trainwire_client.client import DEFAULT_TARGET, TERMINAL_EVENTS, TrainingClient
 from trainwire_client.errors import (
     InvalidRequestError,
@@ -35,6 +35,7 @@ from trainwire_client.errors import (
 from trainwire_client.live import LiveView
 from trainwire_client.request_file import read_request
 from trainwire_client.requests import deletion, refuse_validate_only
+from trainwire_client.series import LABEL, SPLIT, is_series_file
 
 __all__ = ["app"]
 
@@ -104,8 +105,15 @@ RequestFile = Annotated[
     ),
 ]
 Data = Annotated[
-    Path | None,
-    typer.Option("--data", metavar="FILE", help="Parquet, CSV, Arrow or Feather file to upload."),
+    list[Path] | None,
+    typer.Option(
+        "--data",
+        metavar="FILE",
+        help="Parquet, CSV, Arrow or Feather file to upload; or labelled series (.ts, UCR .tsv), "
+        "of which a training and a test file may be given: --data A_TRAIN.ts --data A_TEST.ts. "
+        "Labelled series choose data.samples, the label column and data.split_column (or, from "
+        "one file, data.stratified) where nothing else is said.",
+    ),
 ]
 DatasetName = Annotated[
     str | None,
@@ -179,7 +187,7 @@ def train(
     """Submit a training and watch it to its end."""
     given = _given(dataset, label, threshold, group, time, name, settings)
     with _session(target) as client:
-        request = _request(given, request_file, data is not None)
+        request = _request(given, request_file, data or [])
         refuse_validate_only(request)
         job = client.submit(_with_data(client, request, data))
         _follow_unless(detach, client, job, as_json)
@@ -220,7 +228,7 @@ def validate(
     """Show what train would do, without training: counts, splits, memory, effective request."""
     given = _given(dataset, label, threshold, group, time, name, settings)
     with _session(target) as client:
-        request = _request(given, request_file, data is not None)
+        request = _request(given, request_file, data or [])
         answer = client.validate(_with_data(client, request, data))
         _print(answer if as_json else "\n".join(report.plan_lines(answer)))
 
@@ -288,15 +296,20 @@ def cancel(job: Job, target: Target = DEFAULT_TARGET, as_json: Json = False) -> 
 
 @app.command()
 def upload(
-    file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="Parquet, CSV, Arrow or Feather file.")
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE...",
+            help="Parquet, CSV, Arrow or Feather file, or labelled series (.ts, UCR .tsv), of "
+            "which a training and a test file may be given: A_TRAIN.ts A_TEST.ts.",
+        ),
     ],
     target: Target = DEFAULT_TARGET,
     as_json: Json = False,
 ) -> None:
     """Upload a file as a dataset; data that are on the server already are not sent again."""
     with _session(target) as client:
-        dataset = _upload(client, file)
+        dataset = _upload(client, files)
         _print(dataset if as_json else report.dataset_line(dataset))
 
 
@@ -332,6 +345,46 @@ def download(
         client.download(found, directory, overwrite=overwrite)
         paths = "\n".join(str(directory / file.name) for file in found.files)
         _print(found if as_json else paths)
+
+
+@app.command()
+def predict(
+    bundle: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", help="Directory of a downloaded model.")
+    ],
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATA",
+            help="Parquet, CSV, Arrow or Feather file, or labelled series (.ts, UCR .tsv), with "
+            "the columns that the model was trained on.",
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="FILE", help="Write all to FILE: .csv or .parquet."),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace FILE if it is there already.")
+    ] = False,
+    target: Annotated[
+        str, typer.Option("--target", envvar="TRAINWIRE_TARGET", hidden=True)
+    ] = DEFAULT_TARGET,  # taken like everywhere, not needed: no server is asked
+    as_json: Json = False,
+) -> None:
+    """Predict classes for the rows of a file; needs no server."""
+    with _errors_told():
+        _check_output(output, overwrite)
+        found = predictions.predict(bundle, data)
+        if output is not None:
+            predictions.write(found.table, output)
+        if as_json:
+            for row in predictions.json_rows(found.table):
+                _print(json.dumps(row, ensure_ascii=False))
+        else:
+            _print("\n".join(predictions.report_lines(found)))
+        if skipped := predictions.skipped_text(found):
+            _complain(skipped)
 
 
 @app.command("alias")
@@ -459,9 +512,9 @@ def _pairs(texts: Iterable[str], option: str) -> list[tuple[str, str]]:
 
 
 def _request(
-    given: list[tuple[str, str]], file: Path | None, with_data: bool
+    given: list[tuple[str, str]], file: Path | None, data: list[Path]
 ) -> training_pb2.TrainingRequest:
-    """The request that file and options describe, checked before anything is uploaded.
+    """The request that file, options and data describe, checked before anything is uploaded.
 
     Raises:
         UnreadableRequestError: the file is no request.
@@ -470,15 +523,37 @@ def _request(
     request = read_request(file) if file else training_pb2.TrainingRequest()
     wrong = _assign(request, given)
     wrong += _displaced(request, [path for path, _ in given], wrong)
-    if with_data:
+    _choose_for_series(request, data)
+    if data:
         if "dataset" in dict(given):
             wrong.append(contract.Violation("dataset", "--data and --dataset exclude each other"))
         request.ClearField("dataset")
     named = {violation.field for violation in wrong}
-    named |= {"dataset"} if with_data else set()
+    named |= {"dataset"} if data else set()
     wrong += [found for found in contract.violations(request) if found.field not in named]
     _refuse(wrong)
     return request
+
+
+def _choose_for_series(request: training_pb2.TrainingRequest, data: list[Path]) -> None:
+    """What files of labelled series leave no doubt about, where nothing else was chosen.
+
+    Their rows are in no order of time (often in that of the classes), so that a split by order
+    would be wrong.
+    """
+    if not data or not all(is_series_file(path) for path in data):
+        return
+    chosen = request.data
+    if chosen.WhichOneof("layout") == "windows":
+        return
+    chosen.samples.SetInParent()
+    if chosen.WhichOneof("target") != "threshold" and not chosen.column.HasField("name"):
+        chosen.column.name = LABEL
+    split = chosen.WhichOneof("split")
+    if split is None and len(data) == 1:
+        chosen.stratified.SetInParent()
+    elif split in (None, "split_column") and not chosen.split_column.HasField("name"):
+        chosen.split_column.name = SPLIT
 
 
 def _changes(given: list[tuple[str, str]]) -> training_pb2.TrainingRequest:
@@ -543,26 +618,37 @@ def _is_there(message: Message, parents: list[str]) -> bool:
 
 
 def _with_data(
-    client: TrainingClient, request: training_pb2.TrainingRequest, data: Path | None
+    client: TrainingClient, request: training_pb2.TrainingRequest, data: list[Path] | None
 ) -> training_pb2.TrainingRequest:
-    if data is not None:
+    if data:
         request.dataset = _upload(client, data).name
     return request
 
 
-def _upload(client: TrainingClient, file: Path) -> dataset_pb2.Dataset:
+def _upload(client: TrainingClient, files: list[Path]) -> dataset_pb2.Dataset:
     """Upload with progress on stderr, where that is a terminal."""
     if not sys.stderr.isatty():
-        return client.upload(file)
+        return client.upload(files)
 
     def tell(sent: int, size: int) -> None:
         sys.stderr.write(f"\ruploading {sent / 1e6:,.1f} of {size / 1e6:,.1f} MB")
         sys.stderr.flush()
 
     try:
-        return client.upload(file, on_progress=tell)
+        return client.upload(files, on_progress=tell)
     finally:
         sys.stderr.write("\r\x1b[K")
+
+
+def _check_output(output: Path | None, overwrite: bool) -> None:
+    """Refuse what cannot be written before anything is computed."""
+    if output is None:
+        return
+    if output.suffix.lower() not in predictions.SUFFIXES:
+        allowed = " or ".join(predictions.SUFFIXES)
+        raise typer.BadParameter(f"{output}; allowed: a name in {allowed}", param_hint="--output")
+    if output.exists() and not overwrite:
+        raise FileExistsError(f"already there: {output} (replace it: --overwrite)")
 
 
 # ------------------------------------------------------------------------ deleting
@@ -709,9 +795,14 @@ def _say_how_to_go_on(target: str, job: str, seen: int) -> None:
 @contextmanager
 def _session(target: str) -> Iterator[TrainingClient]:
     """A client whose errors end the command with one clear block on stderr."""
+    with _errors_told(), TrainingClient(target) as client:
+        yield client
+
+
+@contextmanager
+def _errors_told() -> Iterator[None]:
     try:
-        with TrainingClient(target) as client:
-            yield client
+        yield
     except (InvalidRequestError, UnreadableRequestError) as error:
         _fail(str(error), _USAGE)
     except (TrainwireError, OSError) as error:

@@ -242,17 +242,20 @@ class TrainingClient:
     ) -> dataset_pb2.Dataset:
         """Upload a table and return the dataset; nothing is sent that the server has already.
 
-        A file is sent as it is, byte by byte; frames and arrays are sent as Arrow, which needs
-        pyarrow (the extra `data`).
+        A file is sent as it is, byte by byte; frames, arrays and labelled series are sent as Arrow,
+        which needs pyarrow (the extra `data`).
 
         Args:
             data: path to a Parquet, CSV, Arrow or Feather file, pyarrow Table, pandas or polars
-                DataFrame, or mapping of column name -> 1-d NumPy array.
+                DataFrame, or mapping of column name -> NumPy array: [n] a value in each row,
+                [n, time] a series in each row, [n, channels, time] the channels NAME_0, NAME_1...
+                of series; or path to a file of labelled series (.ts, UCR .tsv), or two paths,
+                A_TRAIN and A_TEST.
             on_progress: called with the bytes sent and the bytes in all, from another thread.
 
         Raises:
             UnreadableDataError: there is no such file, or it is none of these.
-            MissingExtraError: it is not a file and pyarrow is not installed.
+            MissingExtraError: it is not a file sent as it is, and pyarrow is not installed.
             BrokenUploadError: the server cannot read it; the message says where.
             StorageFullError: the server's disk has no room for it.
         """

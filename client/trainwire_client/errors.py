@@ -46,6 +46,7 @@ __all__ = [
     "UnavailableError",
     "UnimplementedError",
     "UnreadableDataError",
+    "UnreadableModelError",
     "UnreadableRequestError",
     "from_rpc_error",
     "succeeded",
@@ -172,7 +173,11 @@ class DataLossError(TrainwireError):
 
 
 class UnreadableDataError(TrainwireError):
-    """The data to upload cannot be read as a table; no call was made."""
+    """The data cannot be read as a table, or have not what is needed; no call was made."""
+
+
+class UnreadableModelError(TrainwireError):
+    """The folder does not hold a model that can be used."""
 
 
 class UnreadableRequestError(TrainwireError):

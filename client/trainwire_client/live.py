@@ -294,7 +294,7 @@ def _success(done: training_pb2.JobSucceeded) -> RenderableType:
     test = done.test
     scores = Text(
         f"test: macro F1 {test.macro_f1:.3f}, balanced accuracy {test.balanced_accuracy:.3f}, "
-        f"accuracy {test.accuracy:.3f}, loss {test.loss:.4f}"
+        f"accuracy {test.accuracy:.3f}, MCC {test.matthews_correlation:.3f}, loss {test.loss:.4f}"
     )
     where = Text(printable(f"model: {done.model} (trainwire download {done.model} DIR)"))
     return Group(title, scores, _classes(test), where)

@@ -272,28 +272,23 @@ def _best_lines(progress: training_pb2.JobProgress) -> list[str]:
 
 
 def _request_lines(job: training_pb2.TrainingJob) -> list[str]:
-    """The effective request, a field a line, each marked as set by the caller or default."""
+    """The effective request, a field a line, each marked as set by the caller or default.
+
+    A chosen member of a oneof that has no field set is a line without a value.
+    """
     given = set(job.set_fields)
-    values = [
-        (parameter.path, text)
-        for parameter in contract.describe()
-        if (text := _value_at(job.request, parameter.path)) is not None
-    ]
+    values = [(path, _value_at(job.request, path)) for path in contract.set_fields(job.request)]
     rows = [("set" if path in given else "default", path, text) for path, text in values]
     return table_lines(("FROM", "FIELD", "VALUE"), rows)
 
 
-def _value_at(message: Message, path: str) -> str | None:
-    """The value at a path as a person writes it; None if it is not set."""
+def _value_at(message: Message, path: str) -> str:
+    """The value at a path as a person writes it; nothing for a message."""
     name, _, rest = path.partition(".")
     field = cast("FieldDescriptor", message.DESCRIPTOR.fields_by_name[name])
     value = getattr(message, name)
     if field.has_presence:
-        if not message.HasField(name):
-            return None
         return _value_at(value, rest) if rest else contract.value_text(field, value)
-    if not value:
-        return None
     pairs = (f"{key}={value[key]}" for key in sorted(value)) if hasattr(value, "items") else value
     return ",".join(pairs)
 

@@ -1,11 +1,11 @@
 """Files, frames and arrays, ready to upload.
 
 Files are sent as they are: what reads them is the server, so a client that uploads files needs no
-Arrow. Frames and arrays become one Arrow IPC stream in a temporary file, and the same data give the
-same bytes, whatever library they came from and however they were chunked there: record batches are
-cut anew, metadata is dropped, and types that differ between libraries but not in meaning
-(dictionary-encoded, large and view strings) become plain ones. The server names a dataset by the
-digest of its bytes, so equal data are uploaded once.
+Arrow. Frames, arrays and files of labelled series (`series`) become one Arrow IPC stream in a
+temporary file, and the same data give the same bytes, whatever library they came from and however
+they were chunked there: record batches are cut anew, metadata is dropped, and types that differ
+between libraries but not in meaning (dictionary-encoded, large and view strings) become plain ones.
+The server names a dataset by the digest of its bytes, so equal data are uploaded once.
 
 Nothing is held whole in memory that was not there before. pyarrow is imported on first use.
 """
@@ -17,26 +17,29 @@ import importlib
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trainwire.v1 import dataset_pb2
+from trainwire_client import series
 from trainwire_client.errors import MissingExtraError, UnreadableDataError
 
-__all__ = ["CHUNK_BYTES", "Spool", "spool"]
+__all__ = ["CHUNK_BYTES", "Spool", "find_format", "spool"]
 
 CHUNK_BYTES = 2**20
+_HASHED_BYTES = 4 * CHUNK_BYTES
 _BATCH_BYTES = 16 * 2**20
 _BATCH_ROWS = 2**16
 _VARIABLE_WIDTH_BITS = 256  # a guess for text: the batch size needs no more
 _ARROW_STREAM_SUFFIXES = (".arrow", ".arrows", ".ipc")
 _FILE_KINDS = "Parquet (.parquet), CSV (.csv), Arrow IPC or Feather version 2 (.arrow, .feather)"
+_SERIES_KINDS = "labelled series (.ts, UCR .tsv)"
 _ACCEPTED = (
-    f"a path to a {_FILE_KINDS} file, a pyarrow Table, a pandas or polars DataFrame, "
-    "or a mapping of column names to NumPy arrays"
+    f"a path to a {_FILE_KINDS} file, one or two paths to {_SERIES_KINDS}, a pyarrow Table, "
+    "a pandas or polars DataFrame, or a mapping of column names to NumPy arrays"
 )
 
 
@@ -77,21 +80,42 @@ def spool(data: Any) -> Iterator[Spool]:
 
     Args:
         data: path to a Parquet, CSV, Arrow or Feather file, pyarrow Table, pandas or polars
-            DataFrame, or mapping of column name -> 1-d NumPy array.
+            DataFrame, or mapping of column name -> NumPy array: [n] a value in each row, [n, time]
+            a series in each row, [n, channels, time] the channels NAME_0, NAME_1... of series; or
+            path to a file of labelled series (.ts, UCR .tsv), or two paths, A_TRAIN and A_TEST.
 
     Raises:
         UnreadableDataError: it is none of these; the message says what is allowed.
-        MissingExtraError: it is not a file and pyarrow is not installed.
+        MissingExtraError: it is not a file that is sent as it is, and pyarrow is not installed.
     """
-    if isinstance(data, (str, os.PathLike)):
-        yield _described(Path(data))
+    files = _paths(data)
+    if len(files) == 1 and not series.is_series_file(files[0]):
+        yield _described(files[0])
         return
     pa = _pyarrow()
     with tempfile.TemporaryDirectory(prefix="trainwire-") as folder:
         path = Path(folder) / "table.arrows"
         with _readable(data, pa):
-            _write(path, _table(data, pa), pa)
+            _write(path, series.read_table(files, pa) if files else _table(data, pa), pa)
         yield _described(path)
+
+
+def _paths(data: Any) -> list[Path]:
+    """The files that are meant; none where the data are no files."""
+    if isinstance(data, (str, os.PathLike)):
+        return [Path(data)]
+    if not isinstance(data, Sequence) or not data:
+        return []
+    if not all(isinstance(item, (str, os.PathLike)) for item in data):
+        return []
+    paths = [Path(item) for item in data]
+    other = [path for path in paths if not series.is_series_file(path)]
+    if other and len(paths) > 1:
+        raise UnreadableDataError(
+            f"cannot upload {other[0]} with others: one dataset is one file; allowed together: "
+            f"{_SERIES_KINDS}, A_TRAIN and A_TEST"
+        )
+    return paths
 
 
 # ------------------------------------------------------------------------ files
@@ -99,9 +123,9 @@ def spool(data: Any) -> Iterator[Spool]:
 
 def _described(path: Path) -> Spool:
     try:
-        kind = _format(path)
+        kind = find_format(path)
         with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = _digest(file)
             size = file.tell()
     except OSError as error:
         raise UnreadableDataError(f"cannot read {path}: {error.strerror or error}") from error
@@ -110,8 +134,27 @@ def _described(path: Path) -> Spool:
     return Spool(path, kind, size, digest)
 
 
-def _format(path: Path) -> dataset_pb2.DatasetFormat.ValueType:
-    """By the first bytes, which do not lie; where they say nothing, by the name."""
+def _digest(file: Any) -> str:
+    """SHA-256 of a file.
+
+    The block is a large one for what comes after it: glibc keeps at hand as much freed memory as
+    the largest block that was ever freed, twice. With less, every copy of a chunk on its way to the
+    wire goes to fresh memory, whose page faults cost more than the copies.
+    """
+    digest, block = hashlib.sha256(), bytearray(_HASHED_BYTES)
+    view = memoryview(block)
+    while count := file.readinto(block):
+        digest.update(view[:count])
+    return digest.hexdigest()
+
+
+def find_format(path: Path) -> dataset_pb2.DatasetFormat.ValueType:
+    """Format of a table in a file: by its first bytes, which do not lie, or else by its name.
+
+    Raises:
+        OSError: it cannot be opened.
+        UnreadableDataError: a folder, or a format that is not known.
+    """
     if path.is_dir():
         raise UnreadableDataError(f"cannot read {path}: it is a folder; allowed: {_ACCEPTED}")
     with path.open("rb") as file:
@@ -123,7 +166,9 @@ def _format(path: Path) -> dataset_pb2.DatasetFormat.ValueType:
         return dataset_pb2.DATASET_FORMAT_ARROW
     if suffix == ".csv":
         return dataset_pb2.DATASET_FORMAT_CSV
-    raise UnreadableDataError(f"cannot read {path}: not a known format; allowed: {_FILE_KINDS}")
+    raise UnreadableDataError(
+        f"cannot read {path}: not a known format; allowed: {_FILE_KINDS}, {_SERIES_KINDS}"
+    )
 
 
 # ------------------------------------------------------------------------ frames and arrays
@@ -134,7 +179,8 @@ def _pyarrow() -> Any:
         return importlib.import_module("pyarrow")
     except ModuleNotFoundError as error:
         raise MissingExtraError(
-            "uploading frames and arrays (not files) needs pyarrow, which is not installed; "
+            "uploading frames, arrays and labelled series (not other files) needs pyarrow, which "
+            "is not installed; "
             "install it with: pip install 'trainwire[data]'"
         ) from error
 
@@ -168,24 +214,33 @@ def _is_frame(data: Any, library: str) -> bool:
 
 
 def _table_of_arrays(columns: Mapping[Any, Any], pa: Any) -> Any:
-    lengths = {}
-    for name, values in columns.items():
-        shape = getattr(values, "shape", None)
-        if shape is not None and len(shape) != 1:
-            raise UnreadableDataError(
-                f"column {name!r} has shape {tuple(shape)}; "
-                "allowed: 1-d arrays, one for each column (one for each feature)"
-            )
-        lengths[str(name)] = len(values)
+    found = [column for name, values in columns.items() for column in _flat(str(name), values)]
+    lengths = {name: len(values) for name, values in found}
     if len(set(lengths.values())) > 1:
-        found = ", ".join(f"{name}: {length}" for name, length in lengths.items())
-        raise UnreadableDataError(f"the columns differ in length: {found}")
-    return pa.table({str(name): _array(name, values, pa) for name, values in columns.items()})
+        listed = ", ".join(f"{name}: {length}" for name, length in lengths.items())
+        raise UnreadableDataError(f"the columns differ in length: {listed}")
+    arrays = [_array(name, values, pa) for name, values in found]
+    return pa.Table.from_arrays(arrays, names=[name for name, _ in found])
 
 
-def _array(name: Any, values: Any, pa: Any) -> Any:
+def _flat(name: str, values: Any) -> list[tuple[str, Any]]:
+    """Columns of values [n] or series [n, time]: one for each channel."""
+    shape: tuple[int, ...] = getattr(values, "shape", ())
+    if len(shape) <= 2:
+        return [(name, values)]
+    if len(shape) == 3:
+        return [(f"{name}_{channel}", values[:, channel]) for channel in range(shape[1])]
+    raise UnreadableDataError(
+        f"column {name!r} has shape {tuple(shape)}; allowed: [n], [n, time] and [n, channels, time]"
+    )
+
+
+def _array(name: str, values: Any, pa: Any) -> Any:
+    shape: tuple[int, ...] = getattr(values, "shape", ())
     try:
-        return pa.array(values)
+        if len(shape) < 2:
+            return pa.array(values)
+        return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), shape[1])
     except (pa.ArrowException, TypeError) as error:
         raise UnreadableDataError(f"column {name!r}: {error}") from error
 
@@ -196,7 +251,7 @@ def _array(name: Any, values: Any, pa: Any) -> Any:
 def _write(path: Path, table: Any, pa: Any) -> None:
     plain = _plain_schema(table.schema, pa)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, plain) as writer:
-        for piece in _cut(table, _rows_per_batch(plain)):
+        for piece in _cut(table, _rows_per_batch(table, plain, pa)):
             for batch in piece.cast(plain).combine_chunks().to_batches():
                 writer.write_batch(batch)
 
@@ -222,16 +277,25 @@ def _plain_type(kind: Any, pa: Any) -> Any:
         return pa.string()
     if types.is_large_binary(kind) or types.is_binary_view(kind):
         return pa.binary()
+    if types.is_fixed_size_list(kind):
+        return pa.list_(_plain_type(kind.value_type, pa), kind.list_size)
+    if types.is_list(kind) or types.is_large_list(kind):
+        return pa.list_(_plain_type(kind.value_type, pa))
     return kind
 
 
-def _rows_per_batch(schema: Any) -> int:
-    """Rows that make a batch of about 16 MiB; follows from the schema alone."""
-    bits = sum(_bit_width(field.type) for field in schema)
+def _rows_per_batch(table: Any, schema: Any, pa: Any) -> int:
+    """Rows that make a batch of about 16 MiB; follows from the schema and the length of lists."""
+    bits = sum(_bit_width(table[field.name], field.type, pa) for field in schema)
     return max(1, min(_BATCH_ROWS, 8 * _BATCH_BYTES // max(bits, 1)))
 
 
-def _bit_width(kind: Any) -> int:
+def _bit_width(column: Any, kind: Any, pa: Any) -> int:
+    if pa.types.is_fixed_size_list(kind):
+        return int(kind.list_size) * _bit_width(column, kind.value_type, pa)
+    if pa.types.is_list(kind):
+        values = sum(len(chunk.flatten()) for chunk in column.chunks)
+        return -(-values // max(1, len(column))) * _bit_width(column, kind.value_type, pa)
     try:
         return int(kind.bit_width)
     except ValueError:

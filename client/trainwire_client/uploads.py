@@ -30,7 +30,10 @@ def _messages(
     yield dataset_pb2.UploadDatasetRequest(header=header)
     sent = 0
     for chunk in chunks:
-        yield dataset_pb2.UploadDatasetRequest(chunk=dataset_pb2.DatasetChunk(data=chunk))
+        request = dataset_pb2.UploadDatasetRequest()
+        # Set in place: a message given to a constructor is copied with its bytes.
+        request.chunk.data = chunk
+        yield request
         sent += len(chunk)
         if on_progress is not None:
             on_progress(sent, header.size_bytes)

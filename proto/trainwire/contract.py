@@ -43,12 +43,14 @@ __all__ = [
     "Violation",
     "assign",
     "beyond",
+    "bounded_by",
     "canonical_json",
     "compare_versions",
     "contract_digest",
     "contract_version",
     "describe",
     "differences",
+    "is_there",
     "listing",
     "overlay",
     "request_digest",
@@ -188,6 +190,17 @@ def _lookup(message: Message, path: str) -> Any:
     return value
 
 
+def is_there(message: Message, path: str) -> bool:
+    """Whether the field is there: not below a member of a oneof that was not chosen."""
+    value: Any = message
+    for name in path.split(".")[:-1]:
+        field = value.DESCRIPTOR.fields_by_name[name]
+        if field.containing_oneof is not None and not value.HasField(name):
+            return False
+        value = getattr(value, name)
+    return True
+
+
 # ------------------------------------------------------------------------ resolve
 
 
@@ -245,8 +258,8 @@ def violations(message: Message) -> list[Violation]:
     """Everything in `message` that breaks the contract, in field order; empty if it is sound.
 
     Covers unknown fields and enum values at any depth, required fields, ranges, NaN, patterns,
-    lengths, and the rules between sibling fields (checked on effective values). In a partial
-    message nothing is required, and rules between fields are left to what it is laid over.
+    lengths, and the rules between fields and members of oneofs (checked on effective values). In a
+    partial message nothing is required, and those rules are left to what it is laid over.
     """
     found = list(_unknown(message, "")) + list(_broken(message, "", partial=False))
     blamed = {violation.field for violation in found}
@@ -395,11 +408,24 @@ def _broken_relations(
         here = join_path(path, field.name)
         if _is_node(field):
             if message.HasField(field.name) and not is_partial(field):
+                yield from _misplaced(root, field_param(field), here)
                 yield from _broken_relations(getattr(message, field.name), root, here, blamed)
         elif here not in blamed:
             for limit in _broken_limits(root, field_param(field), here, blamed):
                 value = _plain(getattr(message, field.name))
                 yield Violation(here, f"{value} is not allowed; allowed: {limit}")
+
+
+def _misplaced(root: Message, param: options_pb2.Param, path: str) -> Iterator[Violation]:
+    """A member of a oneof that was chosen where it is not allowed."""
+    condition = param.allowed_when
+    if param.HasField("allowed_when") and not _holds(root, condition):
+        actual = _value_name(root, condition.field)
+        yield Violation(
+            path,
+            f"not allowed while {condition.field} is {actual}; allowed: with {condition.equals} "
+            f"({param.description})",
+        )
 
 
 def _broken_limits(
@@ -413,8 +439,20 @@ def _broken_limits(
         (_sibling(parent, param.sum_below_one_with), _below_one, "less than 1 together with"),
     )
     for other, holds, words in rules:
-        if other and other not in blamed and not holds(_lookup(root, path), _lookup(root, other)):
+        if not other or other in blamed or not is_there(root, other):
+            continue
+        if not holds(_lookup(root, path), _lookup(root, other)):
             yield f"{words} {_named(root, other)}"
+
+
+def bounded_by(message: Message, source: str) -> list[tuple[str, Any]]:
+    """Paths and values of the fields whose largest value is that of the field at `source`.
+
+    For who takes that largest value from elsewhere. Fields of members that were not chosen are left
+    out.
+    """
+    bounded = (p.path for p in describe(type(message)) if p.param.maximum_from == source)
+    return [(path, _lookup(message, path)) for path in bounded if is_there(message, path)]
 
 
 def _sibling(parent: str, name: str) -> str:
@@ -524,10 +562,14 @@ def warnings(request: training_pb2.TrainingRequest) -> list[Violation]:
         if parameter is None or not parameter.param.HasField("active_when"):
             continue
         condition = parameter.param.active_when
-        actual = _value_name(effective, condition.field)
-        if actual != condition.equals:
+        if not _holds(effective, condition):
+            actual = _value_name(effective, condition.field)
             found.append(Violation(path, _without_effect(condition, actual)))
     return found
+
+
+def _holds(effective: Message, condition: options_pb2.Condition) -> bool:
+    return _value_name(effective, condition.field) == condition.equals
 
 
 def _without_effect(condition: options_pb2.Condition, actual: str) -> str:
@@ -538,6 +580,8 @@ def _value_name(message: Message, path: str) -> str:
     """The value at a path as `Condition.equals` writes it."""
     *parents, leaf = path.split(".")
     holder = _lookup(message, ".".join(parents)) if parents else message
+    if leaf in holder.DESCRIPTOR.oneofs_by_name:
+        return str(holder.WhichOneof(leaf))
     field = cast("FieldDescriptor", holder.DESCRIPTOR.fields_by_name[leaf])
     return value_text(field, getattr(holder, leaf))
 

@@ -75,6 +75,7 @@ def markdown() -> str:
         "## Choices",
         "Of the members of a choice (a proto `oneof`) at most one is set.",
         _table(("Choice", "Members", "If none is set"), _choice_rows()),
+        *_conditions_of_members(),
         "## Other requests",
         *_other_sections(),
     ]
@@ -154,6 +155,17 @@ def _choice_rows() -> list[tuple[str, ...]]:
     return [_oneof_text(oneof, path) for path, oneof in _oneofs(_ROOT, "")]
 
 
+def _conditions_of_members() -> Iterator[str]:
+    """A sentence for every member that may not be chosen always."""
+    for path, oneof in _oneofs(_ROOT, ""):
+        for field in oneof.fields:
+            param = field_param(field)
+            if param.HasField("allowed_when"):
+                where, what = param.allowed_when.field, param.allowed_when.equals
+                member = _code(join_path(path, field.name))
+                yield f"{member} is allowed where `{where}` is `{what}` only: {param.description}."
+
+
 def _oneof_text(oneof: OneofDescriptor, path: str) -> tuple[str, str, str]:
     param = oneof_param(oneof)
     members = ", ".join(_code(field.name) for field in oneof.fields)
@@ -225,6 +237,12 @@ def _oneof_schema(oneof: OneofDescriptor) -> dict[str, Any]:
 def _oneof_notes(oneof: OneofDescriptor) -> dict[str, Any]:
     param = oneof_param(oneof)
     notes: dict[str, Any] = {"members": [field.name for field in oneof.fields]}
+    allowed = {
+        field.name: _condition_note(field_param(field).allowed_when)
+        for field in oneof.fields
+        if field_param(field).HasField("allowed_when")
+    }
+    notes |= {"allowed-when": allowed} if allowed else {}
     return notes | ({"required": True} if param.required else {"default": param.default})
 
 
@@ -305,7 +323,7 @@ def _described(field: FieldDescriptor, schema: dict[str, Any]) -> dict[str, Any]
         "x-maximum-from": param.maximum_from,
         "x-less-than": param.less_than,
         "x-sum-below-one-with": param.sum_below_one_with,
-        "x-active-when": _active_when(param),
+        "x-active-when": _condition_note(param.active_when),
     }
     return {
         "description": param.description,
@@ -315,8 +333,7 @@ def _described(field: FieldDescriptor, schema: dict[str, Any]) -> dict[str, Any]
     }
 
 
-def _active_when(param: options_pb2.Param) -> dict[str, str]:
-    condition = param.active_when
+def _condition_note(condition: options_pb2.Condition) -> dict[str, str]:
     return {"field": condition.field, "equals": condition.equals} if condition.field else {}
 
 

@@ -33,6 +33,7 @@ from trainwire_server.jobs.retention import Retention
 from trainwire_server.jobs.run import Limits
 from trainwire_server.jobs.store import Store
 from trainwire_server.logs import configure_logs
+from trainwire_server.memory import collect_seldom, keep_freed_memory
 from trainwire_server.service.dataset import DatasetService
 from trainwire_server.service.health import HEALTH_SERVICE, Health
 from trainwire_server.service.model import ModelService
@@ -73,6 +74,7 @@ async def serve(settings: Settings) -> None:
         StartError: the address, the data directory or the database cannot be used.
     """
     configure_logs(settings.log_format, settings.log_level)
+    keep_freed_memory()
     catalog = _open_catalog(settings)
     try:
         store = _open_store(catalog)
@@ -123,6 +125,7 @@ async def _serve(settings: Settings, catalog: Catalog, store: Store) -> None:
     )
     await manager.recover()
     sweeping = asyncio.create_task(retention.run())
+    collect_seldom()
     await server.start()
     log = structlog.get_logger()
     log.info("server.ready", address=address, data_dir=str(settings.data_dir))

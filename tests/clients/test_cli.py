@@ -132,6 +132,36 @@ def test_a_file_is_stored_as_it_is(trainwire: Trainwire, trained: Trained) -> No
     assert [mine.name, "CSV", "400"] in [row.split()[:3] for row in rows]
 
 
+def write_ucr(path: Path, rows: int) -> str:
+    """Flat and rising series by turns, as the UCR archive writes them."""
+    series = ([label, *(label * step for step in range(12))] for label in [0, 1] * (rows // 2))
+    path.write_text("".join("\t".join(map(str, row)) + "\n" for row in series))
+    return str(path)
+
+
+def test_a_published_split_is_trained_on_with_one_command(
+    trainwire: Trainwire, tmp_path: Path
+) -> None:
+    test, training = (
+        write_ucr(tmp_path / f"Lines_{part}.tsv", rows)
+        for part, rows in (("TEST", 10), ("TRAIN", 40))
+    )
+    small = [part for part in SMALL if "windows" not in part and part != "--set"]
+    settings = [option for part in small for option in ("--set", part)]
+    done = trainwire("train", "--data", test, "--data", training, *settings, "--json")
+    events = parsed(done, training_pb2.TrainingEvent)
+    started = next(event.started for event in events if event.HasField("started"))
+    splits = (started.train, started.validation, started.test)
+    assert [split.windows for split in splits] == [32, 8, 10]
+    assert list(started.feature_columns) == ["channel_0"]
+    assert list(started.class_names) == ["0", "1"]
+    assert events[-1].HasField("succeeded")
+    shown = trainwire("show", events[-1].job).stdout
+    assert [line.split() for line in shown.splitlines() if " data.samples" in line] == [
+        ["set", "data.samples"]
+    ]
+
+
 def test_the_request_of_a_bundle_trains_the_same_model(
     trainwire: Trainwire, trained: Trained, tmp_path: Path
 ) -> None:

@@ -114,6 +114,8 @@ class Laboratory:
         self.table = folder / "table.arrow"
         source = folder / "source.arrow"
         table = pa.table(make_columns())
+        for name, values in make_series().items():
+            table = table.append_column(name, pa.array(list(values)))
         with pa.ipc.new_file(source, table.schema) as writer:
             writer.write_table(table)
         profile.ingest(source, self.table, dataset_pb2.DATASET_FORMAT_ARROW)
@@ -167,7 +169,15 @@ def make_columns(rows: int = 240) -> Columns:
         "other_price": other_price,
         "time": random.permutation(rows),
         "group": np.where(np.arange(rows) % 3, "most", "few"),
+        "part": np.where(np.arange(rows) // 60 == 2, "test", "train"),
+        "other_part": np.where(np.arange(rows) // 60 == 3, "test", "train"),
     }
+
+
+def make_series(rows: int = 240, steps: int = 6) -> Columns:
+    """A series in each row, in two channels: float64 [rows, steps]."""
+    random = np.random.default_rng(1)
+    return {name: random.normal(size=(rows, steps)) for name in ("wave", "pulse")}
 
 
 BASE: Settings = {
@@ -199,6 +209,11 @@ THRESHOLD: Settings = {
     "data.threshold.lower": "-0.005",
     "data.threshold.upper": "0.005",
 }
+
+
+SAMPLES: Settings = {"data.samples.feature_columns": "wave"}
+STRATIFIED: Settings = {**SAMPLES, "data.stratified.train_fraction": "0.7"}
+PARTS: Settings = {"data.split_column.name": "part"}
 
 
 def make_request(settings: Settings) -> training_pb2.TrainingRequest:
@@ -275,12 +290,31 @@ def disputed_run(laboratory: Laboratory) -> Settings:
 
 
 SIZE = "model.hybrid_cnn_lstm"
+INCEPTION_TIME: Settings = {
+    "model.inception_time.depth": "2",
+    "model.inception_time.filters": "2",
+    "model.inception_time.kernel_size": "4",
+    "model.inception_time.bottleneck_size": "2",
+}
+MINI_ROCKET: Settings = {
+    "model.mini_rocket.features_per_kernel": "4",
+    # Long enough for a kernel to have more than one dilation.
+    "data.windows.sequence_length": "20",
+    "data.chronological.embargo_rows": "0",
+}
 LEARNING = "train_losses weights"
 IN_PROCESS: dict[str, Entry] = {
     "data.windows.sequence_length": moves("splits weights", "8"),
     "data.windows.time_column": moves(LEARNING, "time"),
     "data.windows.group_column": moves("splits weights", "group"),
     "data.windows.feature_columns": moves("features scaler weights", "b,a", "a", ""),
+    "data.samples.feature_columns": moves(
+        "features scaler weights",
+        "pulse,wave",
+        "pulse",
+        "",
+        base={"data.samples": "", **SAMPLES},
+    ),
     "data.column.name": moves("classes class_counts weights", "sign"),
     "data.column.horizon": moves("splits weights", "4"),
     "data.threshold.price_column": moves("class_counts weights", "other_price", base=THRESHOLD),
@@ -290,6 +324,10 @@ IN_PROCESS: dict[str, Entry] = {
     "data.chronological.train_fraction": moves("splits weights", "0.6"),
     "data.chronological.validation_fraction": moves("splits", "0.2"),
     "data.chronological.embargo_rows": moves("splits", "0", "2"),
+    "data.stratified.train_fraction": moves("splits weights", "0.6", base=STRATIFIED),
+    "data.stratified.validation_fraction": moves("splits", "0.2", base=STRATIFIED),
+    "data.split_column.name": moves("splits weights", "other_part", base=PARTS),
+    "data.split_column.validation_fraction": moves("splits weights", "0.4", base=PARTS),
     "data.scaling": moves(f"scaler {LEARNING}", "NONE"),
     "model.dropout": moves(LEARNING, "0.1"),
     f"{SIZE}.conv_blocks": moves("parameter_count weights", "2"),
@@ -300,6 +338,19 @@ IN_PROCESS: dict[str, Entry] = {
     f"{SIZE}.lstm_layers": moves("parameter_count weights", "2"),
     f"{SIZE}.attention_heads": moves("parameter_count weights", "3"),
     f"{SIZE}.attention_head_size": moves("parameter_count weights", "3"),
+    "model.linear.pool_size": moves(
+        "parameter_count weights", "2", base={"model.linear.pool_size": "1"}
+    ),
+    "model.inception_time.depth": moves("parameter_count weights", "3", base=INCEPTION_TIME),
+    "model.inception_time.filters": moves("parameter_count weights", "3", base=INCEPTION_TIME),
+    "model.inception_time.kernel_size": moves("parameter_count weights", "5", base=INCEPTION_TIME),
+    "model.inception_time.bottleneck_size": moves(
+        "parameter_count weights", "3", base=INCEPTION_TIME
+    ),
+    "model.mini_rocket.features_per_kernel": moves(
+        "parameter_count weights", "5", base=MINI_ROCKET
+    ),
+    "model.mini_rocket.max_dilations": moves("weights", "2", base=MINI_ROCKET),
     "trainer.epochs": moves("epochs_run", "2"),
     "trainer.batch_size": moves(LEARNING, "32"),
     "trainer.learning_rate": moves(f"learning_rates {LEARNING}", "0.01"),

@@ -234,18 +234,52 @@ def is_always_there(path: str) -> bool:
     return bool(effective.HasField(leaf))
 
 
-@with_option("active_when")
-def test_conditions_name_a_field_and_one_of_its_values(parameter: contract.Parameter) -> None:
-    condition = parameter.param.active_when
+def oneof_at(path: str) -> OneofDescriptor | None:
+    """The oneof at a path that no other oneof decides on."""
+    effective: Any = contract.resolve(training_pb2.TrainingRequest())
+    *parents, leaf = path.split(".")
+    for name in parents:
+        effective = getattr(effective, name)
+    found: OneofDescriptor | None = effective.DESCRIPTOR.oneofs_by_name.get(leaf)
+    return found
+
+
+def check_condition(condition: options_pb2.Condition) -> None:
+    """It names a field that is always there, or a oneof, and one of its values."""
+    oneof = oneof_at(condition.field)
+    if oneof is not None:
+        assert condition.equals in [field.name for field in oneof.fields]
+        return
     decider = BY_PATH[condition.field]
     assert kind(decider.field) == "choice"
     assert condition.equals in (decider.enum_values or ("true", "false"))
     assert is_always_there(condition.field)
-    assert condition.field != parameter.path
+
+
+@with_option("active_when")
+def test_conditions_name_a_field_and_one_of_its_values(parameter: contract.Parameter) -> None:
+    check_condition(parameter.param.active_when)
+    assert parameter.param.active_when.field != parameter.path
+
+
+@each([field for message in MESSAGES for field in message.fields if is_node(field)])
+def test_messages_have_no_option_but_where_they_are_allowed_and_why(field: FieldDescriptor) -> None:
+    """And only members of oneofs have that: nothing else can be left out by choice."""
+    options = param(field)
+    given = {option.name for option, _ in options.ListFields()}
+    assert given in (set(), {"description", "allowed_when"})
+    if given:
+        assert field.containing_oneof is not None
+        check_condition(options.allowed_when)
 
 
 @with_option("active_when")
 def test_fields_with_defaults_are_active_by_default(parameter: contract.Parameter) -> None:
+    oneof = oneof_at(parameter.param.active_when.field)
+    if oneof is not None:
+        default = oneof.GetOptions().Extensions[options_pb2.oneof_param].default
+        assert parameter.param.active_when.equals == default
+        return
     decider = BY_PATH[parameter.param.active_when.field]
     if contract.default_text(decider.field) != parameter.param.active_when.equals:
         # The one exception: what belongs to a switch that is off unless somebody sets it.

@@ -199,8 +199,8 @@ def _loosen(synchronous: str) -> None:
 
 
 def _see_that_it_is_alone(folder: Path) -> None:
-    def make(main: Callable[..., None]) -> Callable[..., None]:
-        def locked(end: Any, task: Any) -> None:
+    def make(run: Callable[..., None]) -> Callable[..., None]:
+        def locked(connection: Any, task: Any, orders: Any) -> None:
             if hasattr(task, "last_epoch"):
                 job = task.folder.name
                 # Held until the process is gone, however it goes.
@@ -209,11 +209,11 @@ def _see_that_it_is_alone(folder: Path) -> None:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     (folder / f"{job}.overlap").touch()
-            main(end, task)
+            run(connection, task, orders)
 
         return locked
 
-    _replace("trainwire_server.execution.worker:main", make)
+    _replace("trainwire_server.execution.worker:_run", make)
 
 
 if __name__ == "__mp_main__":

@@ -45,7 +45,10 @@ COMPANIONS: dict[str, dict[str, float]] = {
     "data.threshold.upper": {"data.threshold.lower": -1.0},
     "data.chronological.train_fraction": {"data.chronological.validation_fraction": TINY},
     "data.chronological.validation_fraction": {"data.chronological.train_fraction": TINY},
+    "data.stratified.train_fraction": {"data.stratified.validation_fraction": TINY},
+    "data.stratified.validation_fraction": {"data.stratified.train_fraction": TINY},
     "model.hybrid_cnn_lstm.pool_size": {"data.windows.sequence_length": 4096},
+    "model.linear.pool_size": {"data.windows.sequence_length": 4096},
     "data.windows.sequence_length": {"model.hybrid_cnn_lstm.pool_size": 1},
 }
 """Values of the fields that would limit this one, which leave it its whole range."""
@@ -174,7 +177,7 @@ def between_fields(path: str, value: float) -> tuple[str, str]:
     if (path, value) in (("data.threshold.lower", 1000.0), ("data.threshold.upper", -1.0)):
         upper = value if path.endswith("upper") else 1000.0
         return "data.threshold.lower", f"less than data.threshold.upper, which is {upper:g}"
-    if path == "model.hybrid_cnn_lstm.pool_size" and value > 4096:
+    if path.endswith(".pool_size") and value > 4096:
         return path, "at most data.windows.sequence_length, which is 4096"
     return "", ""
 
@@ -193,6 +196,10 @@ def training(path: str, value: float) -> training_pb2.TrainingRequest:
         request.data.threshold.price_column = "price"
     else:
         request.data.column.name = "label"
+    if path.startswith("data.stratified"):
+        request.data.samples.SetInParent()
+    if path.startswith("data.split_column"):
+        request.data.split_column.name = "part"
     for other, number in COMPANIONS.get(path, {}).items():
         put(request, other, number)
     put(request, path, value)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,19 @@ def test_a_header_that_breaks_the_contract_is_refused(
     assert refused.reason == "INVALID_REQUEST"
     assert set(refused.fields) == {f"header.{name}" for name in changes}
     assert all(words in description for description in refused.fields.values())
+
+
+def test_a_chunk_with_more_than_bytes_in_it_is_refused(
+    data: bytes, stub: dataset_pb2_grpc.DatasetServiceStub, refusal: Refusal
+) -> None:
+    unknown = b"\x50\x01"  # field 10, which no message of an upload has
+    inside = dataset_pb2.DatasetChunk.FromString(chunk(data).chunk.SerializeToString() + unknown)
+    beside = dataset_pb2.UploadDatasetRequest.FromString(chunk(data).SerializeToString() + unknown)
+    cases = {"chunk.10": dataset_pb2.UploadDatasetRequest(chunk=inside), "10": beside}
+    for path, message in cases.items():
+        refused = refusal(partial(stub.UploadDataset, iter([header(data), message])))
+        assert refused.reason == "INVALID_REQUEST"
+        assert set(refused.fields) == {path}
 
 
 def test_an_upload_works_after_a_broken_one_of_the_same_data(

@@ -20,7 +20,14 @@ from trainwire_client import TrainingClient
 RequestFor = Callable[..., training_pb2.TrainingRequest]
 Refusal = Callable[[Callable[[], Any]], Any]
 
-FILES = ["MODEL_CARD.md", "metrics.json", "model.safetensors", "preprocessing.json", "request.json"]
+FILES = [
+    "MODEL_CARD.md",
+    "metrics.json",
+    "model.onnx",
+    "model.safetensors",
+    "preprocessing.json",
+    "request.json",
+]
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,8 @@ LIBRARIES = {
     "numpy": "_multiarray_umath",
     "pyarrow": "libarrow",
     "grpc": "cygrpc",
+    # Nothing but clients uses it, but pyarrow imports it where it is installed, as it is here.
+    "pandas": "pandas/_libs",
 }
 """A shared object that each package maps into a process when it is imported."""
 

@@ -25,7 +25,14 @@ MakePrepared = Callable[..., Prepared]
 MakeRequest = Callable[..., training_pb2.TrainingRequest]
 Run = Callable[..., list[training_pb2.TrainingEvent]]
 TrainIn = Callable[..., list[training_pb2.TrainingEvent]]
-FILES = ["MODEL_CARD.md", "metrics.json", "model.safetensors", "preprocessing.json", "request.json"]
+FILES = [
+    "MODEL_CARD.md",
+    "metrics.json",
+    "model.onnx",
+    "model.safetensors",
+    "preprocessing.json",
+    "request.json",
+]
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +203,7 @@ def test_without_torch_it_says_what_to_install() -> None:
     ended = subprocess.run(
         [sys.executable, "-c", code], check=False, capture_output=True, text=True
     )
-    assert "predicting needs torch: pip install 'trainwire[predict]'" in ended.stderr
+    assert "load_bundle needs torch: pip install 'trainwire[torch]'" in ended.stderr
 
 
 def test_the_loader_needs_no_server(trained: tuple[Path, training_pb2.JobSucceeded]) -> None:

@@ -212,6 +212,76 @@ def test_train_uploads_submits_and_reports(scripted: ScriptedServer, data: Path)
     assert sent.labels["a.b"] == "c=d"
 
 
+@pytest.fixture
+def series(tmp_path: Path) -> list[str]:
+    """A training and a test file of labelled series."""
+    paths = [tmp_path / "A_TRAIN.tsv", tmp_path / "A_TEST.tsv"]
+    for path in paths:
+        path.write_text("1\t0.5\t0.7\n2\t0.1\t0.3\n")
+    return [str(path) for path in paths]
+
+
+@pytest.mark.parametrize(
+    ("options", "chosen"),
+    [
+        ([], ["data.samples", "data.column.name", "data.split_column.name"]),
+        (["--label", "split"], ["data.samples", "data.column.name", "data.split_column.name"]),
+        (
+            ["--set", "data.samples.feature_columns=channel_0", "--set", "data.stratified="],
+            ["data.samples.feature_columns", "data.column.name", "data.stratified"],
+        ),
+        (
+            ["--set", "data.split_column.validation_fraction=0.3"],
+            [
+                "data.samples",
+                "data.column.name",
+                "data.split_column.name",
+                "data.split_column.validation_fraction",
+            ],
+        ),
+        (
+            ["--set", "data.chronological="],
+            ["data.samples", "data.column.name", "data.chronological"],
+        ),
+        (
+            ["--set", "data.windows.sequence_length=5", "--label", "label"],
+            ["data.windows.sequence_length", "data.column.name"],
+        ),
+    ],
+)
+def test_files_of_series_choose_what_nobody_else_chose(
+    scripted: ScriptedServer, series: list[str], options: list[str], chosen: list[str]
+) -> None:
+    train, test = series
+    assert _run("train", "--data", train, "--data", test, *options).exit_code == 0
+    (sent,) = scripted.submitted
+    assert [path for path in contract.set_fields(sent) if path.startswith("data.")] == chosen
+    assert sent.data.column.name == ("split" if "split" in options else "label")
+    assert sent.data.split_column.name in ("split", "")
+    assert scripted.uploads == 1
+
+
+def test_one_file_of_series_is_split_by_chance(scripted: ScriptedServer, series: list[str]) -> None:
+    assert _run("train", "--data", series[0]).exit_code == 0
+    (sent,) = scripted.submitted
+    assert sent.data.WhichOneof("split") == "stratified"
+    assert "rows=" in _run("upload", *series).stdout
+
+
+def test_files_of_series_do_not_hide_what_is_wrong(
+    scripted: ScriptedServer, series: list[str]
+) -> None:
+    result = _run("train", "--data", series[0], "--threshold", "close,5,-0.01,0.02")
+    assert result.exit_code == 2
+    assert "data.threshold: not allowed while data.layout is samples" in result.stderr
+    two = _run("train", "--data", series[0], "--data", series[0])
+    assert two.exit_code == 1
+    assert "cannot tell which file trains" in two.stderr
+    mixed = _run("train", "--data", series[0], "--data", "b.csv", "--label", "y")
+    assert "b.csv with others" in mixed.stderr
+    assert scripted.uploads == 0
+
+
 def test_a_threshold_and_a_stored_dataset(scripted: ScriptedServer) -> None:
     result = _run("train", "--dataset", "d", "--threshold", "adj,close,5,-0.01,0.02")
     assert result.exit_code == 0

@@ -48,11 +48,29 @@ def each(parameters: list[Parameter]) -> pytest.MarkDecorator:
 def sound(path: str = "") -> training_pb2.TrainingRequest:
     """The smallest request that keeps the contract, with the oneof members that a path needs."""
     request = training_pb2.TrainingRequest(dataset="datasets/a")
-    if path.startswith("data.threshold"):
-        request.data.threshold.price_column = "price"
-    else:
-        request.data.column.name = "label"
+    request.data.column.name = "label"
+    for member in MEMBERS:
+        if member in OTHERS and is_below(path, member):
+            choose_member(request, member)
     return request
+
+
+def choose_member(request: training_pb2.TrainingRequest, path: str) -> None:
+    """Choose a member of a oneof, with what it requires below it and elsewhere."""
+    holder, leaf = locate(request, path)
+    condition = options(holder.DESCRIPTOR.fields_by_name[leaf]).allowed_when
+    needed = f"{condition.field.rpartition('.')[0]}.{condition.equals}"
+    if needed in OTHERS:
+        choose_member(request, needed)
+    member = getattr(holder, leaf)
+    member.SetInParent()
+    for field in member.DESCRIPTOR.fields:
+        if options(field).required:
+            put(member, field.name, "name")
+
+
+def is_below(path: str, message: str) -> bool:
+    return f"{path}.".startswith(f"{message}.")
 
 
 def locate(message: Message, path: str) -> tuple[Any, str]:
@@ -121,6 +139,20 @@ MESSAGES = message_paths(training_pb2.TrainingRequest.DESCRIPTOR)
 MEMBERS = [path for path in MESSAGES if path and is_member(path)]
 
 
+def is_chosen_otherwise(path: str) -> bool:
+    """Whether a member stands aside of the default one, or of `data.column`."""
+    holder, leaf = locate(contract.resolve(training_pb2.TrainingRequest()), path)
+    return not holder.HasField(leaf) and path != "data.column"
+
+
+OTHERS = [path for path in MEMBERS if is_chosen_otherwise(path)]
+
+
+def is_apart(path: str) -> bool:
+    """Whether a path is below a member that `sound()` does not choose."""
+    return any(is_below(path, member) for member in OTHERS)
+
+
 # ------------------------------------------------------------------------ random requests
 
 
@@ -179,11 +211,27 @@ def requests(draw: st.DrawFn) -> training_pb2.TrainingRequest:
     """Any request that keeps the contract, each optional field set or not."""
     request = training_pb2.TrainingRequest()
     fill(draw, request)
+    for member in OTHERS:
+        settle(request, member)
     for parameter in RELATED:
         for path in broken_relation(request, parameter):
             holder, leaf = locate(request, path)
             holder.ClearField(leaf)
     return request
+
+
+def settle(request: training_pb2.TrainingRequest, path: str) -> None:
+    """Take back a member that another choice does not allow, or that choice."""
+    holder, leaf = locate(request, path)
+    field = holder.DESCRIPTOR.fields_by_name[leaf]
+    condition = options(field).allowed_when
+    if not condition.field or not holder.HasField(leaf):
+        return
+    decider, oneof = locate(contract.resolve(request), condition.field)
+    if decider.WhichOneof(oneof) != condition.equals:
+        required = field.containing_oneof.GetOptions().Extensions[options_pb2.oneof_param].required
+        decider, oneof = locate(request, condition.field)
+        (decider if required else holder).ClearField(oneof if required else leaf)
 
 
 def fill(draw: st.DrawFn, message: Message) -> None:
@@ -225,7 +273,7 @@ def broken_relation(request: training_pb2.TrainingRequest, parameter: Parameter)
     effective, param, path = contract.resolve(request), parameter.param, parameter.path
     holder, leaf = locate(effective, path)
     beside = path.removesuffix(leaf)
-    if path.startswith("data.threshold") and not effective.data.HasField("threshold"):
+    if not is_chosen(effective, path):
         return []
     value = getattr(holder, leaf)
     if param.less_than and value >= getattr(holder, param.less_than):
@@ -233,7 +281,15 @@ def broken_relation(request: training_pb2.TrainingRequest, parameter: Parameter)
     sibling = param.sum_below_one_with
     if sibling and value + getattr(holder, sibling) >= 1:
         return [path, beside + sibling]
-    return [path] if param.maximum_from and value > get(effective, param.maximum_from) else []
+    if not param.maximum_from or not is_chosen(effective, param.maximum_from):
+        return []
+    return [path] if value > get(effective, param.maximum_from) else []
+
+
+def is_chosen(message: Message, path: str) -> bool:
+    """Whether the members of oneofs above a field are chosen."""
+    above = [member for member in MEMBERS if is_below(path, member)]
+    return all(locate(message, member)[0].HasField(member.split(".")[-1]) for member in above)
 
 
 @settings(max_examples=100, deadline=None)
@@ -356,6 +412,9 @@ def test_every_bound_is_in_the_text_of_the_range(parameter: Parameter) -> None:
         ({"data.chronological.train_fraction": 0.84}, []),
         ({"data.chronological.train_fraction": 0.85}, ["data.chronological.train_fraction"]),
         ({"data.chronological.validation_fraction": 0.4}, ["data.chronological.train_fraction"]),
+        ({"data.stratified.train_fraction": 0.84}, []),
+        ({"data.stratified.train_fraction": 0.85}, ["data.stratified.train_fraction"]),
+        ({"data.stratified.validation_fraction": 0.4}, ["data.stratified.train_fraction"]),
         (
             {
                 "data.chronological.train_fraction": 0.5,
@@ -379,6 +438,43 @@ def test_rules_between_fields_hold_for_effective_values(
     for path, value in numbers.items():
         put(request, path, value)
     assert fields(request) == broken
+
+
+CONDITIONAL_MEMBERS = {
+    ("data.threshold", "data.samples"): "data.layout is samples; allowed: with windows",
+    ("data.stratified", "data.windows"): "data.layout is windows; allowed: with samples",
+    ("data.stratified", ""): "data.layout is windows; allowed: with samples",
+}
+
+
+@pytest.mark.parametrize(("member", "other"), CONDITIONAL_MEMBERS)
+def test_a_member_is_refused_where_another_choice_does_not_allow_it(
+    member: str, other: str
+) -> None:
+    request = sound(member)
+    assert fields(request) == []
+    request.data.ClearField("windows")
+    request.data.ClearField("samples")
+    if other:
+        contract.assign(request, other, "")
+    (found,) = contract.violations(request)
+    assert found.field == member
+    assert CONDITIONAL_MEMBERS[member, other] in found.description
+
+
+@pytest.mark.parametrize("length", [2, 61])
+def test_a_maximum_from_a_field_that_is_not_there_is_none(length: int) -> None:
+    """Whoever knows the length of the series holds the field against it: `bounded_by`."""
+    request = sound("data.samples")
+    request.model.hybrid_cnn_lstm.pool_size = length
+    assert fields(request) == []
+    source = "data.windows.sequence_length"
+    assert contract.bounded_by(request, source) == [("model.hybrid_cnn_lstm.pool_size", length)]
+
+
+def test_bounds_of_members_that_were_not_chosen_are_left_out() -> None:
+    effective = contract.resolve(sound("model.mini_rocket"))
+    assert contract.bounded_by(effective, "data.windows.sequence_length") == []
 
 
 def test_a_broken_rule_names_the_other_field_and_its_value() -> None:
@@ -471,13 +567,12 @@ def test_unknown_enum_values_are_refused(parameter: Parameter, number: int) -> N
 
 def test_everything_wrong_is_reported_at_once() -> None:
     request = sound()
-    unknown = [with_unknown_field(request, path) for path in MESSAGES if "threshold" not in path]
+    unknown = [with_unknown_field(request, path) for path in MESSAGES if not is_apart(path)]
     for parameter in ENUMS:
         put(request, parameter.path, 99)
-    for parameter in NUMERIC:
-        if "threshold" not in parameter.path and parameter.param.HasField("maximum"):
-            put(request, parameter.path, int(parameter.param.maximum) + 1)
-    bounded = [p for p in NUMERIC if p.param.HasField("maximum") and "threshold" not in p.path]
+    bounded = [p for p in NUMERIC if p.param.HasField("maximum") and not is_apart(p.path)]
+    for parameter in bounded:
+        put(request, parameter.path, int(parameter.param.maximum) + 1)
     expected = [*unknown, *(p.path for p in ENUMS), *(p.path for p in bounded)]
     request.display_name = "x" * 201
     received = training_pb2.TrainingRequest.FromString(request.SerializeToString())
@@ -709,6 +804,21 @@ def test_resolve_follows_the_effective_value_of_another_field() -> None:
     assert effective.data.chronological.embargo_rows == 17
 
 
+def test_labelled_series_have_no_embargo_by_default_and_no_fields_of_windows() -> None:
+    effective = contract.resolve(sound("data.samples"))
+    assert effective.data.chronological.HasField("embargo_rows")
+    assert effective.data.chronological.embargo_rows == 0
+    assert effective.data.WhichOneof("layout") == "samples"
+    text = contract.canonical_json(sound("data.samples"))
+    assert '"samples":{}' in text
+    assert "windows" not in text
+    assert contract.set_fields(sound("data.samples")) == [
+        "dataset",
+        "data.samples",
+        "data.column.name",
+    ]
+
+
 def test_resolve_takes_default_members_and_makes_no_choice_for_the_caller() -> None:
     effective = contract.resolve(training_pb2.TrainingRequest())
     assert effective.data.WhichOneof("layout") == "windows"
@@ -765,7 +875,8 @@ def test_inherited_defaults(path: str) -> None:
 @each(LEAVES)
 def test_set_fields_lists_what_was_set(parameter: Parameter) -> None:
     request = sound(parameter.path)
-    before = contract.set_fields(request)
+    # A chosen member counts as long as it is empty.
+    before = [path for path in contract.set_fields(request) if not is_below(parameter.path, path)]
     put(request, parameter.path, another(parameter, request))
     assert set(contract.set_fields(request)) == {*before, parameter.path}
 
@@ -803,10 +914,9 @@ def test_set_fields_are_in_order_and_name_chosen_members() -> None:
 @each(CONDITIONAL)
 def test_a_field_without_effect_is_warned_of(parameter: Parameter) -> None:
     condition = parameter.param.active_when
-    decider = next(p for p in LEAVES if p.path == condition.field)
-    for value in decider.enum_values or ("true", "false"):
+    for path, text, value in decisions(condition.field):
         request = sound()
-        contract.assign(request, condition.field, value)
+        contract.assign(request, path, text)
         assert contract.warnings(request) == []
         put(request, parameter.path, another(parameter, request))
         found = contract.warnings(request)
@@ -818,8 +928,19 @@ def test_a_field_without_effect_is_warned_of(parameter: Parameter) -> None:
         assert contract.violations(request) == []
 
 
+def decisions(path: str) -> list[tuple[str, str, str]]:
+    """How to set the field or oneof at a path to each of its values: path, text, and the value."""
+    decider = next((p for p in LEAVES if p.path == path), None)
+    if decider is not None:
+        return [(path, value, value) for value in decider.enum_values or ("true", "false")]
+    holder, name = locate(training_pb2.TrainingRequest(), path)
+    members = [field.name for field in holder.DESCRIPTOR.oneofs_by_name[name].fields]
+    return [(path.removesuffix(name) + member, "", member) for member in members]
+
+
 def test_all_fields_without_effect_are_warned_of_at_once() -> None:
     request = sound()
+    request.data.samples.SetInParent()
     request.trainer.scheduler_type = training_pb2.SCHEDULER_TYPE_CONSTANT
     request.trainer.use_augmentation = False
     request.balancing.use_focal_loss = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import pytest
 
@@ -63,3 +64,36 @@ def test_waiting_ends_with_a_change_or_with_the_time() -> None:
         return nothing, changed, await feed.wait(feed.version, seconds=30)
 
     assert asyncio.run(work()) == (False, True, True)
+
+
+def test_a_watcher_that_leaves_takes_none_of_the_others_along() -> None:
+    async def work() -> list[bool | BaseException]:
+        feed = Feed()
+        waiting = [asyncio.ensure_future(feed.wait(feed.version, seconds=30)) for _ in range(3)]
+        await asyncio.sleep(0)
+        waiting[0].cancel()
+        await asyncio.sleep(0)
+        feed.show(PROGRESS)
+        # Between the change and the turn of who waits for it.
+        waiting[1].cancel()
+        return await asyncio.gather(*waiting, return_exceptions=True)
+
+    first, second, third = asyncio.run(work())
+    assert isinstance(first, asyncio.CancelledError)
+    assert isinstance(second, asyncio.CancelledError)
+    assert third is True
+
+
+def test_watchers_that_wait_in_vain_or_leave_are_forgotten() -> None:
+    async def work() -> int:
+        feed = Feed()
+        for _ in range(100):
+            await feed.wait(feed.version, seconds=0)
+            leaving = asyncio.ensure_future(feed.wait(feed.version, seconds=30))
+            await asyncio.sleep(0)
+            leaving.cancel()
+            await asyncio.wait([leaving])
+        gc.collect()
+        return sum(type(found) is asyncio.Future for found in gc.get_objects())
+
+    assert asyncio.run(work()) < 20

@@ -97,6 +97,17 @@ def test_it_learns_what_can_be_learned(run: Run, make_request: MakeRequest) -> N
     assert events[-1].succeeded.test.macro_f1 > 0.8
 
 
+def test_test_metrics_come_with_intervals(run: Run, make_request: MakeRequest) -> None:
+    done = run(make_request(trainer__epochs="1"))[-1].succeeded
+    known = {each.metric: each for each in done.test_intervals}
+    assert sorted(known) == [
+        "accuracy", "balanced_accuracy", "macro_f1", "matthews_correlation", "roc_auc"
+    ]  # fmt: skip
+    assert known["accuracy"].lower <= done.test.accuracy <= known["accuracy"].upper
+    assert 0 < done.test.roc_auc < 1
+    assert 0 < done.validation.roc_auc < 1
+
+
 def test_warnings_of_the_data_come_first(
     run: Run, make_request: MakeRequest, make_prepared: MakePrepared
 ) -> None:
@@ -300,14 +311,11 @@ def test_noise_reaches_training_windows_alone(
     assert abs(losses[2][1] - losses[0][1]) < 1e-6
 
 
-def test_evaluation_leaves_the_model_in_training(
+def test_evaluation_neither_drops_out_nor_keeps_gradients(
     make_request: MakeRequest, make_prepared: MakePrepared
 ) -> None:
     setup = set_up(make_request(), make_prepared(), 1)
-    setup.model.train()
     first = fit.evaluate(setup, setup.validation, 32, lambda: None)
-    assert setup.model.training
-    # No dropout in it: twice the same, and no gradients.
     assert fit.evaluate(setup, setup.validation, 32, lambda: None).loss() == first.loss()
     assert all(parameter.grad is None for parameter in setup.model.parameters())
 
@@ -374,7 +382,7 @@ def test_memory_that_runs_out_is_a_clear_failure(allocate: Callable[[], object])
     with pytest.raises(JobFailure) as caught, memory_errors_explained():
         allocate()
     assert caught.value.reason == training_pb2.FAILURE_REASON_OUT_OF_MEMORY
-    assert "try a smaller network, a shorter data.windows.sequence_length" in caught.value.message
+    assert "try a smaller network, shorter windows or series" in caught.value.message
 
 
 def test_other_errors_are_not_taken_for_memory_errors() -> None:

@@ -32,7 +32,7 @@ def small(**changes: int) -> torch.nn.Module:
     sizes = training_pb2.HybridCnnLstm()
     sizes.CopyFrom(SIZES)
     sizes.MergeFrom(training_pb2.HybridCnnLstm(**changes))
-    return build(training_pb2.ModelParams(dropout=0.5, hybrid_cnn_lstm=sizes), 4, 3)
+    return build(training_pb2.ModelParams(dropout=0.5, hybrid_cnn_lstm=sizes), 4, 3, 12)
 
 
 @settings(max_examples=40)
@@ -118,14 +118,14 @@ def test_attention_is_softmax_of_scaled_products_plus_input() -> None:
 
 
 def test_the_default_is_built_with_the_contracts_sizes() -> None:
-    network = build(contract.resolve(training_pb2.ModelParams()), 8, 3)
+    network = build(contract.resolve(training_pb2.ModelParams()), 8, 3, 60)
     assert isinstance(network, HybridCnnLstm)
     assert sum(parameter.numel() for parameter in network.parameters()) == 105_699
 
 
 def test_no_architecture_is_a_clear_error() -> None:
     with pytest.raises(ValueError, match=r"model\.architecture.*allowed: hybrid_cnn_lstm"):
-        build(training_pb2.ModelParams(), 4, 3)
+        build(training_pb2.ModelParams(), 4, 3, 12)
 
 
 def test_importing_the_package_does_not_load_torch() -> None:

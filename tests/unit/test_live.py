@@ -217,7 +217,7 @@ def test_the_view_draws_frames_and_leaves_the_result() -> None:
     assert "succeeded 0:40" in last
     assert "9 epochs" in last
     assert "succeeded: best epoch 2 of 9, stopped early" in last
-    assert "macro F1 0.333, balanced accuracy 0.444, accuracy 0.712, loss 0.8100" in last
+    assert "macro F1 0.333, balanced accuracy 0.444, accuracy 0.712, MCC 0.000, loss 0.8100" in last
     for name in CLASSES:
         assert f"{name:4}         0.500     0.250    0.340      1,203" in last
     assert "trainwire download models/m DIR" in last

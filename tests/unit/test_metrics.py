@@ -39,9 +39,12 @@ def test_metrics_are_scikit_learns(drawn: list[tuple[int, int]]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about classes that are predicted but do not occur
         balanced = sk.balanced_accuracy_score(true, predicted)
+        correlation = sk.matthews_corrcoef(true, predicted)
     assert found.balanced_accuracy == pytest.approx(balanced)
     f1 = sk.f1_score(true, predicted, average="macro", zero_division=0)
     assert found.macro_f1 == pytest.approx(f1)
+    assert found.matthews_correlation == pytest.approx(correlation, abs=1e-12)
+    assert not found.HasField("roc_auc")
     table = sk.precision_recall_fscore_support(true, predicted, labels=range(5), zero_division=0)
     for i, row in enumerate(found.classes):
         assert (row.name, row.support) == (names[i], table[3][i])
@@ -71,3 +74,21 @@ def test_the_matrix_is_shown_up_to_fifty_classes(classes: int, cells: int) -> No
     found = split_metrics(0.0, matrix, [str(i) for i in labels])
     assert len(found.confusion_matrix) == cells
     assert found.macro_f1 == found.balanced_accuracy == 1
+
+
+def test_scores_are_kept_on_request_in_order_and_up_to_fifty_classes() -> None:
+    logits, labels = torch.randn(30, 3), torch.arange(30) % 3
+    tally = Tally(3, CPU, keeps_scores=True)
+    for part in torch.split(torch.arange(30), 7):
+        tally.add(torch.tensor(0.0), torch.tensor(1.0), logits[part], labels[part])
+    kept = tally.scores()
+    assert kept is not None
+    assert np.array_equal(kept.log_probabilities, logits.log_softmax(1).numpy())
+    assert kept.labels.tolist() == labels.tolist()
+    found = split_metrics(0.0, tally.matrix(), ["a", "b", "c"], kept)
+    assert found.roc_auc == pytest.approx(np.mean([each.roc_auc for each in found.classes]))
+
+    many = Tally(51, CPU, keeps_scores=True)
+    many.add(torch.tensor(0.0), torch.tensor(1.0), torch.eye(51), torch.arange(51))
+    assert many.scores() is None
+    assert tally_of([0, 1], [0, 1], 2).scores() is None

@@ -205,8 +205,18 @@ def measure_peak() -> Iterator[Callable[..., int]]:
                 "data.windows.sequence_length": "4",
             },
         ),
+        # Ten thousand features of each window, which are kept.
+        (
+            12_000,
+            {
+                "trainer.epochs": "1",
+                "trainer.use_augmentation": "false",
+                "model.mini_rocket.features_per_kernel": "119",
+                "data.windows.sequence_length": "9",
+            },
+        ),
     ],
-    ids=["batch", "network"],
+    ids=["batch", "network", "features"],
 )
 def test_the_estimate_is_right_within_a_factor_of_two(
     rows: int, large: dict[str, str], measure_peak: Callable[..., int], tmp_path: Path

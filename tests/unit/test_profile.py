@@ -69,7 +69,7 @@ _TYPES = {
     "n": "INTEGER",
     "t": "TIMESTAMP",
     "day": "TIMESTAMP",
-    "l": "OTHER",
+    "l": "LIST",
     "null": "OTHER",
 }
 
@@ -212,3 +212,93 @@ def test_damaged_bytes_are_refused_or_give_a_table(
             return
         assert dataset.row_count == stored.num_rows or not stored.num_columns
         stored.validate(full=True)
+
+
+# ------------------------------------------------------------------------ lists
+
+
+_LISTS = [[1.5, 2.0], [3.0, float("nan")], [0.0, 4.0], [5.0, 6.0]]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.list_(pa.float64()),
+        pa.large_list(pa.float32()),
+        pa.list_(pa.float64(), 2),
+        pa.list_(pa.float16()),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("form", ["file", "stream"])
+def test_lists_of_numbers_are_stored_alike_and_measured(
+    tmp_path: Path, form: str, kind: pa.DataType
+) -> None:
+    sent = pa.table({"x": pa.array(_LISTS, pa.list_(kind.value_type)).cast(kind)})
+    dataset, stored = _ingest(tmp_path, _encode(sent, form))
+    (column,) = dataset.columns
+    assert column.type == dataset_pb2.COLUMN_TYPE_LIST
+    assert column.arrow_type == str(kind)
+    assert column.list_lengths == dataset_pb2.ListLengths(shortest=2, longest=2)
+    assert (column.null_count, column.non_finite_count) == (0, 1)
+    assert column.first_unusable_row == 1
+    assert pa.types.is_large_list(stored.schema.field("x").type)
+    assert stored["x"][0].as_py() == [1.5, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (pa.array([["a"]] * 2), "OTHER"),
+        (pa.array([[[1.0]]] * 2), "OTHER"),
+        (pa.array([[datetime.date(2020, 1, 1)]] * 2), "OTHER"),
+        (pa.array([[decimal.Decimal("1.5")]] * 2), "LIST"),
+        (pa.array([[True, False]] * 2), "LIST"),
+        (pa.array([[1, 2]] * 2, pa.list_(pa.uint8())), "LIST"),
+    ],
+    ids=lambda value: str(getattr(value, "type", value)),
+)
+def test_lists_of_anything_but_numbers_are_other(
+    tmp_path: Path, values: pa.Array, expected: str
+) -> None:
+    dataset, stored = _ingest(tmp_path, _encode(pa.table({"x": values, "y": [1, 2]}), "file"))
+    assert dataset_pb2.ColumnType.Name(dataset.columns[0].type)[12:] == expected
+    assert ("x" in stored.column_names) == (expected == "LIST")
+
+
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_uneven_and_missing_lists_are_counted_and_placed(tmp_path: Path, rows: int) -> None:
+    lists = [None, [1.0, 2.0], [3.0, None], [], [1.0, 2.0], None, [float("inf"), 1.0, 2.0]]
+    dataset, _ = _ingest(tmp_path, _encode(pa.table({"x": lists}), "file", rows=rows))
+    (column,) = dataset.columns
+    assert column.list_lengths == dataset_pb2.ListLengths(
+        shortest=0, longest=3, first_unequal_row=3
+    )
+    assert (column.null_count, column.non_finite_count) == (3, 1)
+    assert column.first_unusable_row == 0
+
+
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_the_first_unusable_row_of_plain_columns(tmp_path: Path, rows: int) -> None:
+    columns = {
+        "f": [1.0, 2.0, 3.0, float("nan"), None],
+        "i": [1, 2, None, 4, None],
+        "sound": [1, 2, 3, 4, 5],
+    }
+    dataset, _ = _ingest(tmp_path, _encode(pa.table(columns), "stream", rows=rows))
+    found = {
+        column.name: column.first_unusable_row
+        for column in dataset.columns
+        if column.HasField("first_unusable_row")
+    }
+    assert found == {"f": 3, "i": 2}
+    assert not any(column.HasField("list_lengths") for column in dataset.columns)
+
+
+def test_long_lists_are_cut_into_chunks_by_their_values(tmp_path: Path) -> None:
+    steps, rows = 2**16, 300
+    values = pa.array(range(steps * rows), pa.int32())
+    sent = pa.table({"x": pa.FixedSizeListArray.from_arrays(values, steps)})
+    _, stored = _ingest(tmp_path, _encode(sent, "file", rows=rows))
+    assert stored["x"].num_chunks == -(-steps * rows // profile._MAX_CHUNK_VALUES)
+    assert stored["x"].combine_chunks().flatten().equals(values)

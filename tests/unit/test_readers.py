@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from trainwire import contract
 from trainwire.v1 import dataset_pb2, training_pb2
-from trainwire_server.data import csv_text, profile
+from trainwire_server.data import csv_text, profile, readers
 from trainwire_server.data.prepare import prepare
 from trainwire_server.errors import BrokenUpload
 
@@ -155,7 +155,7 @@ def test_a_broken_dictionary_is_no_single_rows_fault(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------ Parquet
 
 
-def test_parquet_is_read_in_pieces_and_nested_columns_are_other(tmp_path: Path) -> None:
+def test_parquet_is_read_in_pieces_with_lists_and_structures(tmp_path: Path) -> None:
     rows = 70_000
     table = pa.table(
         {
@@ -168,12 +168,23 @@ def test_parquet_is_read_in_pieces_and_nested_columns_are_other(tmp_path: Path) 
     )
     dataset, stored = ingest(tmp_path, parquet_bytes(table, row_group_size=rows), PARQUET)
     kinds = [dataset_pb2.ColumnType.Name(column.type)[12:] for column in dataset.columns]
-    assert kinds == ["INTEGER", "OTHER", "OTHER", "STRING", "FLOAT"]
+    assert kinds == ["INTEGER", "LIST", "OTHER", "STRING", "FLOAT"]
     assert [column.null_count for column in dataset.columns] == [0, 2, 0, 0, 0]
     assert dataset.row_count == rows
-    assert stored.column_names == ["x", "kind", "price"]
+    assert stored.column_names == ["x", "list", "kind", "price"]
     assert stored["x"].to_pylist() == list(range(rows))
     assert stored["price"].unique().to_pylist() == [1.25]
+
+
+def test_parquet_with_long_lists_is_read_in_smaller_pieces(tmp_path: Path) -> None:
+    steps, rows = 4096, 600
+    flat = pa.array(np.arange(steps * rows, dtype=np.float32))
+    table = pa.table({"x": pa.FixedSizeListArray.from_arrays(flat, steps), "y": range(rows)})
+    (tmp_path / "t.parquet").write_bytes(parquet_bytes(table, row_group_size=rows))
+    with readers.open_upload(tmp_path / "t.parquet", PARQUET) as (_, batches):
+        sizes = [batch.num_rows for batch in batches]
+    assert sum(sizes) == rows
+    assert max(sizes) * steps <= 2**20
 
 
 PARQUET_SEED = parquet_bytes(

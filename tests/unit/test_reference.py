@@ -44,10 +44,12 @@ def test_the_smallest_and_the_effective_request_are_valid() -> None:
 
 def test_the_defaults_of_the_schema_are_those_that_resolve_fills_in() -> None:
     effective = _effective()
+    resolved = training_pb2.TrainingRequest()
+    json_format.ParseDict(effective, resolved)
     checked = 0
     for parameter in contract.describe():
         schema, value = _schema_at(parameter.path), effective
-        if "default" in schema and not parameter.path.startswith("data.threshold"):
+        if "default" in schema and contract.is_there(resolved, parameter.path):
             for name in parameter.path.split("."):
                 value = value[name]
             assert schema["default"] == value, parameter.path
@@ -137,6 +139,7 @@ def test_what_json_schema_has_no_word_for_is_kept() -> None:
     assert _schema_at("trainer.epochs")["x-unit"] == "epochs"
     assert _schema_at("data")["x-oneofs"]["target"] == {
         "members": ["column", "threshold"],
+        "allowed-when": {"threshold": {"field": "data.layout", "equals": "windows"}},
         "required": True,
     }
 
@@ -144,7 +147,8 @@ def test_what_json_schema_has_no_word_for_is_kept() -> None:
 def test_the_page_tells_choices_conditions_and_the_other_requests() -> None:
     page = reference.markdown()
     assert "| `data.target` | `column`, `threshold` | required |" in page
-    assert "| `data.layout` | `windows` | `windows` is taken |" in page
+    assert "| `data.layout` | `windows`, `samples` | `windows` is taken |" in page
+    assert "`data.stratified` is allowed where `data.layout` is `samples` only: " in page
     assert "`balancing.use_focal_loss` is `true`" in page
     assert "(0, 1]" in page
     assert "### WatchTrainingRequest\n\nSent to `TrainingService.WatchTraining`." in page

@@ -185,3 +185,26 @@ def test_fractions_that_round_to_all_rows_leave_the_last_block_empty() -> None:
 def test_no_rows_have_no_blocks(timed: bool) -> None:
     series = windows.arrange(None, [], np.array([], dtype=np.int64) if timed else None, 0)
     assert splits.assign_rows(series, splits.Fractions(0.7, 0.15), 60).tolist() == []
+
+
+# ------------------------------------------------------------------------ the last ones
+
+
+@settings(derandomize=True, deadline=None, max_examples=200)
+@given(_cases(), st.floats(0.01, 0.99), st.integers(0, 2**32 - 1))
+def test_the_last_ones_are_taken_by_time_or_in_each_series(
+    case: Case, share: float, seed: int
+) -> None:
+    series = _arrange(case)
+    chosen = np.random.default_rng(seed).random(series.row_count) < 0.6
+    found = splits.take_last(series, chosen, share)
+    times = [time for rows in case.times for time in rows]
+    expected = []
+    for first, last in itertools.pairwise(series.bounds.tolist()):
+        rows = [row for row in range(first, last) if chosen[row]]
+        expected += rows[math.floor((1 - share) * len(rows)) :]
+    if case.timed:
+        every = sorted(time for time, is_chosen in zip(times, chosen, strict=True) if is_chosen)
+        cut = every[math.floor((1 - share) * len(every))] if every else 0
+        expected = [row for row, time in enumerate(times) if chosen[row] and time >= cut]
+    assert np.flatnonzero(found).tolist() == expected

@@ -223,16 +223,17 @@ def test_a_backward_pass_that_runs_out_is_redone_as_well(
     tmp_path: Path,
 ) -> None:
     request = make_request(**EXACT)
-    backward = torch.autograd.backward
+    differentiate = torch.autograd.grad
     passes: list[int] = []
 
-    def fail_once_afterwards(loss: Tensor) -> None:
-        backward(loss)
+    def fail_once_afterwards(loss: Tensor, parameters: list[Tensor]) -> tuple[Tensor, ...]:
+        gradients = differentiate(loss, parameters)
         passes.append(1)
         if len(passes) == 1:
             raise RuntimeError(CPU_ALLOCATOR)
+        return gradients
 
-    monkeypatch.setattr(torch.autograd, "backward", fail_once_afterwards)
+    monkeypatch.setattr(torch.autograd, "grad", fail_once_afterwards)
     events = run(request)
     assert halvings(events)[0].startswith("memory ran out with 32 windows")
     monkeypatch.undo()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ _KINDS = {
 }
 
 
-def _dataset(rows: int = 1000, **bad: dict[str, int]) -> dataset_pb2.Dataset:
+def _dataset(rows: int = 1000, **bad: dict[str, Any]) -> dataset_pb2.Dataset:
     columns = [
         dataset_pb2.DatasetColumn(
             name=name,
@@ -177,3 +178,134 @@ def test_the_server_can_check_without_loading_numeric_packages() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+# ------------------------------------------------------------------------ labelled series
+
+
+def _lists(name: str, *lengths: int, unequal: int | None = None) -> dataset_pb2.DatasetColumn:
+    shortest, longest = min(lengths), max(lengths)
+    return dataset_pb2.DatasetColumn(
+        name=name,
+        type=dataset_pb2.COLUMN_TYPE_LIST,
+        arrow_type="list<item: double>",
+        list_lengths=dataset_pb2.ListLengths(
+            shortest=shortest, longest=longest, first_unequal_row=unequal
+        ),
+    )
+
+
+def _labelled(*channels: dataset_pb2.DatasetColumn, rows: int = 20) -> dataset_pb2.Dataset:
+    dataset = _dataset(rows)
+    dataset.columns.extend(channels)
+    return dataset
+
+
+_SERIES = {"samples": "", "column__name": "side"}
+
+
+def test_channels_default_to_all_columns_of_lists() -> None:
+    dataset = _labelled(_lists("x", 24), _lists("y", 24))
+    types = {column.name: column.type for column in dataset.columns}
+    assert suitability.feature_columns(_request(**_SERIES), types) == ["x", "y"]
+    named = _request(**_SERIES, samples__feature_columns="y")
+    assert suitability.feature_columns(named, types) == ["y"]
+    windows = _request(column__name="side")
+    assert not {"x", "y"} & set(suitability.feature_columns(windows, types))
+    assert not _check(dataset, **_SERIES)
+    assert not _check(dataset, **_SERIES, samples__feature_columns="y,x")
+
+
+@pytest.mark.parametrize(
+    ("channels", "words"),
+    [
+        (
+            [_lists("x", 24, 29, unequal=17)],
+            "column 'x' holds lists of 24 to 29 values, the first of another length than those "
+            "before in row 17 (counted from 0); allowed: lists of one length",
+        ),
+        (
+            [_lists("x", 24), _lists("y", 25)],
+            "column 'y' holds lists of 25 values, but 'x' of 24; allowed: one length in all",
+        ),
+        ([_lists("x", 1)], "column 'x' holds lists of 1 values; allowed: 2 to 4096"),
+        ([_lists("x", 4097)], "column 'x' holds lists of 4097 values; allowed: 2 to 4096"),
+    ],
+)
+def test_series_must_be_of_one_length_within_its_range(
+    channels: list[dataset_pb2.DatasetColumn], words: str
+) -> None:
+    (found,) = _check(_labelled(*channels), **_SERIES)
+    assert found.field == "data.samples.feature_columns"
+    assert words in found.description
+
+
+def test_missing_values_in_lists_are_placed() -> None:
+    channel = _lists("x", 24)
+    channel.null_count, channel.first_unusable_row = 3, 7
+    (found,) = _check(_labelled(channel), **_SERIES)
+    assert "'x' has 3 missing values, the first in row 7 (counted from 0)" in found.description
+
+
+def test_the_length_of_series_bounds_what_a_window_would() -> None:
+    dataset = _labelled(_lists("x", 24))
+    for size, broken in (("24", []), ("25", ["model.hybrid_cnn_lstm.pool_size"])):
+        request = _request(**_SERIES)
+        contract.assign(request, "model.hybrid_cnn_lstm.pool_size", size)
+        found = suitability.check(request, dataset)
+        assert _paths(found) == broken
+        assert all("at most 24, the length of the series" in each.description for each in found)
+
+
+@pytest.mark.parametrize("data_format", ["ARROW", "CSV"])
+def test_without_lists_there_is_nothing_to_learn_from(data_format: str) -> None:
+    dataset = _dataset()
+    dataset.format = dataset_pb2.DatasetFormat.Value(f"DATASET_FORMAT_{data_format}")
+    (found,) = _check(dataset, **_SERIES)
+    assert found.field == "data.samples.feature_columns"
+    assert "allowed types: LIST" in found.description
+    assert ("CSV has no lists" in found.description) == (data_format == "CSV")
+    (named,) = _check(dataset, **_SERIES, samples__feature_columns="close")
+    assert "'close' is FLOAT (Arrow ?); allowed for a channel column: LIST" in named.description
+    assert ("CSV has no lists" in named.description) == (data_format == "CSV")
+
+
+def test_lists_are_no_features_of_windows() -> None:
+    dataset = _labelled(_lists("x", 24), rows=100)
+    (found,) = _check(dataset, windows__feature_columns="x", column__name="side")
+    assert found.field == "data.windows.feature_columns"
+    assert "'x' is LIST" in found.description
+    assert "choose data.samples" in found.description
+    only = dataset_pb2.Dataset(row_count=100, columns=[_lists("x", 24)])
+    only.columns.add(name="side", type=dataset_pb2.COLUMN_TYPE_STRING, arrow_type="string")
+    (none,) = _check(only, column__name="side")
+    assert "choose data.samples" in none.description
+
+
+@pytest.mark.parametrize(
+    ("column", "part"),
+    [
+        ("side", "'side' is INTEGER (Arrow ?); allowed for a split column: STRING"),
+        ("parts", "no column 'parts'"),
+        ("symbol", ""),
+    ],
+)
+def test_a_split_column_is_text(column: str, part: str) -> None:
+    found = _check(_dataset(), column__name="id", split_column__name=column)
+    assert _paths(found) == (["data.split_column.name"] if part else [])
+    assert all(part in each.description for each in found)
+
+
+def test_a_split_column_has_no_other_role_and_no_gaps() -> None:
+    dataset = _dataset(symbol={"null_count": 2})
+    assert _paths(_check(dataset, column__name="side", split_column__name="symbol")) == [
+        "data.split_column.name"
+    ]
+    (found,) = _check(_dataset(), column__name="symbol", split_column__name="symbol")
+    assert found.field == "data.column.name"
+    assert "'symbol' is the split column already" in found.description
+    features = suitability.feature_columns(
+        _request(column__name="side", split_column__name="symbol"),
+        {column.name: column.type for column in _dataset().columns},
+    )
+    assert "symbol" not in features

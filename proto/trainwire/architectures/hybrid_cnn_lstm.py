@@ -8,6 +8,8 @@ from math import gcd
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from trainwire.architectures.dropout import Dropout
+
 
 class HybridCnnLstm(nn.Module):
     """Residual Conv1d blocks over time, bidirectional LSTM, multi-head self-attention, mean, head.
@@ -62,9 +64,7 @@ class HybridCnnLstm(nn.Module):
         width = 2 * lstm_hidden_size
         self.norm = nn.LayerNorm(width)
         self.attention = SelfAttention(width, attention_heads, attention_head_size)
-        self.head = nn.Sequential(
-            nn.LayerNorm(width), nn.Dropout(dropout), nn.Linear(width, classes)
-        )
+        self.head = nn.Sequential(nn.LayerNorm(width), Dropout(dropout), nn.Linear(width, classes))
 
     def forward(self, windows: Tensor) -> Tensor:
         """Logits [batch, classes] of windows [batch, features, time]."""
@@ -83,7 +83,7 @@ class ResidualBlock(nn.Module):
             nn.Conv1d(inputs, outputs, kernel_size, padding="same"),
             nn.GroupNorm(gcd(8, outputs), outputs),
             nn.GELU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
         )
         self.skip = nn.Identity() if inputs == outputs else nn.Conv1d(inputs, outputs, 1)
 

@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from trainwire.v1 import options_pb2 as trainwire_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atrainwire/v1/dataset.proto\x12\x0ctrainwire.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1atrainwire/v1/options.proto\"\x87\x01\n\rDatasetColumn\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x04type\x18\x02 \x01(\x0e\x32\x18.trainwire.v1.ColumnType\x12\x12\n\narrow_type\x18\x03 \x01(\t\x12\x12\n\nnull_count\x18\x04 \x01(\r\x12\x18\n\x10non_finite_count\x18\x05 \x01(\r\"\xda\x01\n\x07\x44\x61taset\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x1b.trainwire.v1.DatasetFormat\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x0e\n\x06sha256\x18\x04 \x01(\t\x12\x11\n\trow_count\x18\x05 \x01(\r\x12,\n\x07\x63olumns\x18\x06 \x03(\x0b\x32\x1b.trainwire.v1.DatasetColumn\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x85\x01\n\x14UploadDatasetRequest\x12-\n\x06header\x18\x01 \x01(\x0b\x32\x1b.trainwire.v1.DatasetHeaderH\x00\x12+\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1a.trainwire.v1.DatasetChunkH\x00\x42\x11\n\x07payload\x12\x06\xe2\xe0\x18\x02\x10\x01\"\xb9\x02\n\rDatasetHeader\x12M\n\x06\x66ormat\x18\x01 \x01(\x0e\x32\x1b.trainwire.v1.DatasetFormatB\x1b\xe2\xe0\x18\x17\n\x13\x46ormat of the bytes \x01H\x00\x88\x01\x01\x12L\n\nsize_bytes\x18\x02 \x01(\x04\x42\x33\xe2\xe0\x18/\n\x1bNumber of bytes that follow \x01)\x00\x00\x00\x00\x00\x00\xf0?J\x05\x62ytesH\x01\x88\x01\x01\x12\x66\n\x06sha256\x18\x03 \x01(\tBQ\xe2\xe0\x18M\n;SHA-256 of the bytes that follow, in lower-case hexadecimal \x01Z\x0c[0-9a-f]{64}H\x02\x88\x01\x01\x42\t\n\x07_formatB\r\n\x0b_size_bytesB\t\n\x07_sha256\"p\n\x0c\x44\x61tasetChunk\x12`\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x42R\xe2\xe0\x18N\nLThe bytes; 1 MiB at a time is a good size, gRPC takes no message above 4 MiB\"o\n\x11GetDatasetRequest\x12Q\n\x04name\x18\x01 \x01(\tB>\xe2\xe0\x18:\n\x1cResource name of the dataset \x01Z\x18\x64\x61tasets/[A-Za-z0-9._-]+H\x00\x88\x01\x01\x42\x07\n\x05_name\"r\n\x14\x44\x65leteDatasetRequest\x12Q\n\x04name\x18\x01 \x01(\tB>\xe2\xe0\x18:\n\x1cResource name of the dataset \x01Z\x18\x64\x61tasets/[A-Za-z0-9._-]+H\x00\x88\x01\x01\x42\x07\n\x05_name\"\xe7\x01\n\x13ListDatasetsRequest\x12m\n\tpage_size\x18\x01 \x01(\rBU\xe2\xe0\x18Q\n(Largest number of datasets in the answer\x12\t\x11\x00\x00\x00\x00\x00\x00Y@)\x00\x00\x00\x00\x00\x00\xf0?1\x00\x00\x00\x00\x00@\x8f@J\x08\x64\x61tasetsH\x00\x88\x01\x01\x12\x44\n\npage_token\x18\x02 \x01(\tB+\xe2\xe0\x18\'\n\"next_page_token of the page beforeP\xc8\x01H\x01\x88\x01\x01\x42\x0c\n\n_page_sizeB\r\n\x0b_page_token\"X\n\x14ListDatasetsResponse\x12\'\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x15.trainwire.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*}\n\rDatasetFormat\x12\x1e\n\x1a\x44\x41TASET_FORMAT_UNSPECIFIED\x10\x00\x12\x18\n\x14\x44\x41TASET_FORMAT_ARROW\x10\x01\x12\x1a\n\x16\x44\x41TASET_FORMAT_PARQUET\x10\x02\x12\x16\n\x12\x44\x41TASET_FORMAT_CSV\x10\x03*\xbc\x01\n\nColumnType\x12\x1b\n\x17\x43OLUMN_TYPE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43OLUMN_TYPE_INTEGER\x10\x01\x12\x15\n\x11\x43OLUMN_TYPE_FLOAT\x10\x02\x12\x17\n\x13\x43OLUMN_TYPE_BOOLEAN\x10\x03\x12\x16\n\x12\x43OLUMN_TYPE_STRING\x10\x04\x12\x19\n\x15\x43OLUMN_TYPE_TIMESTAMP\x10\x05\x12\x15\n\x11\x43OLUMN_TYPE_OTHER\x10\x06\x32\xc8\x02\n\x0e\x44\x61tasetService\x12L\n\rUploadDataset\x12\".trainwire.v1.UploadDatasetRequest\x1a\x15.trainwire.v1.Dataset(\x01\x12\x44\n\nGetDataset\x12\x1f.trainwire.v1.GetDatasetRequest\x1a\x15.trainwire.v1.Dataset\x12U\n\x0cListDatasets\x12!.trainwire.v1.ListDatasetsRequest\x1a\".trainwire.v1.ListDatasetsResponse\x12K\n\rDeleteDataset\x12\".trainwire.v1.DeleteDatasetRequest\x1a\x16.google.protobuf.Emptyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atrainwire/v1/dataset.proto\x12\x0ctrainwire.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1atrainwire/v1/options.proto\"\xf0\x01\n\rDatasetColumn\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x04type\x18\x02 \x01(\x0e\x32\x18.trainwire.v1.ColumnType\x12\x12\n\narrow_type\x18\x03 \x01(\t\x12\x12\n\nnull_count\x18\x04 \x01(\r\x12\x18\n\x10non_finite_count\x18\x05 \x01(\r\x12/\n\x0clist_lengths\x18\x06 \x01(\x0b\x32\x19.trainwire.v1.ListLengths\x12\x1f\n\x12\x66irst_unusable_row\x18\x07 \x01(\rH\x00\x88\x01\x01\x42\x15\n\x13_first_unusable_row\"f\n\x0bListLengths\x12\x10\n\x08shortest\x18\x01 \x01(\r\x12\x0f\n\x07longest\x18\x02 \x01(\r\x12\x1e\n\x11\x66irst_unequal_row\x18\x03 \x01(\rH\x00\x88\x01\x01\x42\x14\n\x12_first_unequal_row\"\xda\x01\n\x07\x44\x61taset\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x1b.trainwire.v1.DatasetFormat\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x0e\n\x06sha256\x18\x04 \x01(\t\x12\x11\n\trow_count\x18\x05 \x01(\r\x12,\n\x07\x63olumns\x18\x06 \x03(\x0b\x32\x1b.trainwire.v1.DatasetColumn\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x85\x01\n\x14UploadDatasetRequest\x12-\n\x06header\x18\x01 \x01(\x0b\x32\x1b.trainwire.v1.DatasetHeaderH\x00\x12+\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1a.trainwire.v1.DatasetChunkH\x00\x42\x11\n\x07payload\x12\x06\xe2\xe0\x18\x02\x10\x01\"\xb9\x02\n\rDatasetHeader\x12M\n\x06\x66ormat\x18\x01 \x01(\x0e\x32\x1b.trainwire.v1.DatasetFormatB\x1b\xe2\xe0\x18\x17\n\x13\x46ormat of the bytes \x01H\x00\x88\x01\x01\x12L\n\nsize_bytes\x18\x02 \x01(\x04\x42\x33\xe2\xe0\x18/\n\x1bNumber of bytes that follow \x01)\x00\x00\x00\x00\x00\x00\xf0?J\x05\x62ytesH\x01\x88\x01\x01\x12\x66\n\x06sha256\x18\x03 \x01(\tBQ\xe2\xe0\x18M\n;SHA-256 of the bytes that follow, in lower-case hexadecimal \x01Z\x0c[0-9a-f]{64}H\x02\x88\x01\x01\x42\t\n\x07_formatB\r\n\x0b_size_bytesB\t\n\x07_sha256\"p\n\x0c\x44\x61tasetChunk\x12`\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x42R\xe2\xe0\x18N\nLThe bytes; 1 MiB at a time is a good size, gRPC takes no message above 4 MiB\"o\n\x11GetDatasetRequest\x12Q\n\x04name\x18\x01 \x01(\tB>\xe2\xe0\x18:\n\x1cResource name of the dataset \x01Z\x18\x64\x61tasets/[A-Za-z0-9._-]+H\x00\x88\x01\x01\x42\x07\n\x05_name\"r\n\x14\x44\x65leteDatasetRequest\x12Q\n\x04name\x18\x01 \x01(\tB>\xe2\xe0\x18:\n\x1cResource name of the dataset \x01Z\x18\x64\x61tasets/[A-Za-z0-9._-]+H\x00\x88\x01\x01\x42\x07\n\x05_name\"\xe7\x01\n\x13ListDatasetsRequest\x12m\n\tpage_size\x18\x01 \x01(\rBU\xe2\xe0\x18Q\n(Largest number of datasets in the answer\x12\t\x11\x00\x00\x00\x00\x00\x00Y@)\x00\x00\x00\x00\x00\x00\xf0?1\x00\x00\x00\x00\x00@\x8f@J\x08\x64\x61tasetsH\x00\x88\x01\x01\x12\x44\n\npage_token\x18\x02 \x01(\tB+\xe2\xe0\x18\'\n\"next_page_token of the page beforeP\xc8\x01H\x01\x88\x01\x01\x42\x0c\n\n_page_sizeB\r\n\x0b_page_token\"X\n\x14ListDatasetsResponse\x12\'\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x15.trainwire.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*}\n\rDatasetFormat\x12\x1e\n\x1a\x44\x41TASET_FORMAT_UNSPECIFIED\x10\x00\x12\x18\n\x14\x44\x41TASET_FORMAT_ARROW\x10\x01\x12\x1a\n\x16\x44\x41TASET_FORMAT_PARQUET\x10\x02\x12\x16\n\x12\x44\x41TASET_FORMAT_CSV\x10\x03*\xd2\x01\n\nColumnType\x12\x1b\n\x17\x43OLUMN_TYPE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43OLUMN_TYPE_INTEGER\x10\x01\x12\x15\n\x11\x43OLUMN_TYPE_FLOAT\x10\x02\x12\x17\n\x13\x43OLUMN_TYPE_BOOLEAN\x10\x03\x12\x16\n\x12\x43OLUMN_TYPE_STRING\x10\x04\x12\x19\n\x15\x43OLUMN_TYPE_TIMESTAMP\x10\x05\x12\x15\n\x11\x43OLUMN_TYPE_OTHER\x10\x06\x12\x14\n\x10\x43OLUMN_TYPE_LIST\x10\x07\x32\xc8\x02\n\x0e\x44\x61tasetService\x12L\n\rUploadDataset\x12\".trainwire.v1.UploadDatasetRequest\x1a\x15.trainwire.v1.Dataset(\x01\x12\x44\n\nGetDataset\x12\x1f.trainwire.v1.GetDatasetRequest\x1a\x15.trainwire.v1.Dataset\x12U\n\x0cListDatasets\x12!.trainwire.v1.ListDatasetsRequest\x1a\".trainwire.v1.ListDatasetsResponse\x12K\n\rDeleteDataset\x12\".trainwire.v1.DeleteDatasetRequest\x1a\x16.google.protobuf.Emptyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -52,28 +52,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTDATASETSREQUEST'].fields_by_name['page_size']._serialized_options = b'\342\340\030Q\n(Largest number of datasets in the answer\022\t\021\000\000\000\000\000\000Y@)\000\000\000\000\000\000\360?1\000\000\000\000\000@\217@J\010datasets'
   _globals['_LISTDATASETSREQUEST'].fields_by_name['page_token']._loaded_options = None
   _globals['_LISTDATASETSREQUEST'].fields_by_name['page_token']._serialized_options = b'\342\340\030\'\n\"next_page_token of the page beforeP\310\001'
-  _globals['_DATASETFORMAT']._serialized_start=1612
-  _globals['_DATASETFORMAT']._serialized_end=1737
-  _globals['_COLUMNTYPE']._serialized_start=1740
-  _globals['_COLUMNTYPE']._serialized_end=1928
+  _globals['_DATASETFORMAT']._serialized_start=1821
+  _globals['_DATASETFORMAT']._serialized_end=1946
+  _globals['_COLUMNTYPE']._serialized_start=1949
+  _globals['_COLUMNTYPE']._serialized_end=2159
   _globals['_DATASETCOLUMN']._serialized_start=135
-  _globals['_DATASETCOLUMN']._serialized_end=270
-  _globals['_DATASET']._serialized_start=273
-  _globals['_DATASET']._serialized_end=491
-  _globals['_UPLOADDATASETREQUEST']._serialized_start=494
-  _globals['_UPLOADDATASETREQUEST']._serialized_end=627
-  _globals['_DATASETHEADER']._serialized_start=630
-  _globals['_DATASETHEADER']._serialized_end=943
-  _globals['_DATASETCHUNK']._serialized_start=945
-  _globals['_DATASETCHUNK']._serialized_end=1057
-  _globals['_GETDATASETREQUEST']._serialized_start=1059
-  _globals['_GETDATASETREQUEST']._serialized_end=1170
-  _globals['_DELETEDATASETREQUEST']._serialized_start=1172
-  _globals['_DELETEDATASETREQUEST']._serialized_end=1286
-  _globals['_LISTDATASETSREQUEST']._serialized_start=1289
-  _globals['_LISTDATASETSREQUEST']._serialized_end=1520
-  _globals['_LISTDATASETSRESPONSE']._serialized_start=1522
-  _globals['_LISTDATASETSRESPONSE']._serialized_end=1610
-  _globals['_DATASETSERVICE']._serialized_start=1931
-  _globals['_DATASETSERVICE']._serialized_end=2259
+  _globals['_DATASETCOLUMN']._serialized_end=375
+  _globals['_LISTLENGTHS']._serialized_start=377
+  _globals['_LISTLENGTHS']._serialized_end=479
+  _globals['_DATASET']._serialized_start=482
+  _globals['_DATASET']._serialized_end=700
+  _globals['_UPLOADDATASETREQUEST']._serialized_start=703
+  _globals['_UPLOADDATASETREQUEST']._serialized_end=836
+  _globals['_DATASETHEADER']._serialized_start=839
+  _globals['_DATASETHEADER']._serialized_end=1152
+  _globals['_DATASETCHUNK']._serialized_start=1154
+  _globals['_DATASETCHUNK']._serialized_end=1266
+  _globals['_GETDATASETREQUEST']._serialized_start=1268
+  _globals['_GETDATASETREQUEST']._serialized_end=1379
+  _globals['_DELETEDATASETREQUEST']._serialized_start=1381
+  _globals['_DELETEDATASETREQUEST']._serialized_end=1495
+  _globals['_LISTDATASETSREQUEST']._serialized_start=1498
+  _globals['_LISTDATASETSREQUEST']._serialized_end=1729
+  _globals['_LISTDATASETSRESPONSE']._serialized_start=1731
+  _globals['_LISTDATASETSRESPONSE']._serialized_end=1819
+  _globals['_DATASETSERVICE']._serialized_start=2162
+  _globals['_DATASETSERVICE']._serialized_end=2490
 # @@protoc_insertion_point(module_scope)

@@ -33,7 +33,7 @@ class _DatasetFormatEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._
     """Apache Parquet."""
     DATASET_FORMAT_CSV: _DatasetFormat.ValueType  # 3
     """Comma-separated values in UTF-8: a header line with the column names, then a line per row;
-    empty fields are missing values. Types are found out.
+    empty fields are missing values. Types are found out; there are no lists.
     """
 
 class DatasetFormat(_DatasetFormat, metaclass=_DatasetFormatEnumTypeWrapper):
@@ -46,7 +46,7 @@ DATASET_FORMAT_PARQUET: DatasetFormat.ValueType  # 2
 """Apache Parquet."""
 DATASET_FORMAT_CSV: DatasetFormat.ValueType  # 3
 """Comma-separated values in UTF-8: a header line with the column names, then a line per row;
-empty fields are missing values. Types are found out.
+empty fields are missing values. Types are found out; there are no lists.
 """
 global___DatasetFormat = DatasetFormat
 
@@ -69,6 +69,8 @@ class _ColumnTypeEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enu
     """Dates and instants."""
     COLUMN_TYPE_OTHER: _ColumnType.ValueType  # 6
     """Anything else; stored, but of no use to training."""
+    COLUMN_TYPE_LIST: _ColumnType.ValueType  # 7
+    """Lists of integers, floating point or decimal numbers or booleans: a channel of labelled series."""
 
 class ColumnType(_ColumnType, metaclass=_ColumnTypeEnumTypeWrapper):
     """What a column holds, as far as training cares."""
@@ -86,6 +88,8 @@ COLUMN_TYPE_TIMESTAMP: ColumnType.ValueType  # 5
 """Dates and instants."""
 COLUMN_TYPE_OTHER: ColumnType.ValueType  # 6
 """Anything else; stored, but of no use to training."""
+COLUMN_TYPE_LIST: ColumnType.ValueType  # 7
+"""Lists of integers, floating point or decimal numbers or booleans: a channel of labelled series."""
 global___ColumnType = ColumnType
 
 @typing.final
@@ -99,6 +103,8 @@ class DatasetColumn(google.protobuf.message.Message):
     ARROW_TYPE_FIELD_NUMBER: builtins.int
     NULL_COUNT_FIELD_NUMBER: builtins.int
     NON_FINITE_COUNT_FIELD_NUMBER: builtins.int
+    LIST_LENGTHS_FIELD_NUMBER: builtins.int
+    FIRST_UNUSABLE_ROW_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Name of the column."""
     type: global___ColumnType.ValueType
@@ -106,9 +112,15 @@ class DatasetColumn(google.protobuf.message.Message):
     arrow_type: builtins.str
     """The Arrow type as Arrow writes it, such as "timestamp[us]"."""
     null_count: builtins.int
-    """Number of missing values."""
+    """Number of missing values; of a list column, missing lists and missing values in lists."""
     non_finite_count: builtins.int
-    """Number of NaN and infinite values (floating point columns)."""
+    """Number of NaN and infinite values (columns of floating point numbers or lists of them)."""
+    first_unusable_row: builtins.int
+    """First row, counted from 0, with a missing, NaN or infinite value; absent if there is none."""
+    @property
+    def list_lengths(self) -> global___ListLengths:
+        """Lengths of the lists of a list column."""
+
     def __init__(
         self,
         *,
@@ -117,10 +129,42 @@ class DatasetColumn(google.protobuf.message.Message):
         arrow_type: builtins.str = ...,
         null_count: builtins.int = ...,
         non_finite_count: builtins.int = ...,
+        list_lengths: global___ListLengths | None = ...,
+        first_unusable_row: builtins.int | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["arrow_type", b"arrow_type", "name", b"name", "non_finite_count", b"non_finite_count", "null_count", b"null_count", "type", b"type"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_first_unusable_row", b"_first_unusable_row", "first_unusable_row", b"first_unusable_row", "list_lengths", b"list_lengths"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_first_unusable_row", b"_first_unusable_row", "arrow_type", b"arrow_type", "first_unusable_row", b"first_unusable_row", "list_lengths", b"list_lengths", "name", b"name", "non_finite_count", b"non_finite_count", "null_count", b"null_count", "type", b"type"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_first_unusable_row", b"_first_unusable_row"]) -> typing.Literal["first_unusable_row"] | None: ...
 
 global___DatasetColumn = DatasetColumn
+
+@typing.final
+class ListLengths(google.protobuf.message.Message):
+    """How many values the lists of a column hold; missing lists do not count."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SHORTEST_FIELD_NUMBER: builtins.int
+    LONGEST_FIELD_NUMBER: builtins.int
+    FIRST_UNEQUAL_ROW_FIELD_NUMBER: builtins.int
+    shortest: builtins.int
+    """Values in the shortest list."""
+    longest: builtins.int
+    """Values in the longest list."""
+    first_unequal_row: builtins.int
+    """First row, counted from 0, whose list is not as long as the first one; absent if all are equal."""
+    def __init__(
+        self,
+        *,
+        shortest: builtins.int = ...,
+        longest: builtins.int = ...,
+        first_unequal_row: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_first_unequal_row", b"_first_unequal_row", "first_unequal_row", b"first_unequal_row"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_first_unequal_row", b"_first_unequal_row", "first_unequal_row", b"first_unequal_row", "longest", b"longest", "shortest", b"shortest"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_first_unequal_row", b"_first_unequal_row"]) -> typing.Literal["first_unequal_row"] | None: ...
+
+global___ListLengths = ListLengths
 
 @typing.final
 class Dataset(google.protobuf.message.Message):

@@ -41,10 +41,13 @@ class Param(google.protobuf.message.Message):
     ACTIVE_WHEN_FIELD_NUMBER: builtins.int
     MAXIMUM_FROM_FIELD_NUMBER: builtins.int
     PARTIAL_FIELD_NUMBER: builtins.int
+    ALLOWED_WHEN_FIELD_NUMBER: builtins.int
     description: builtins.str
     """The meaning, in one sentence."""
     default_from: builtins.str
-    """Path, from the request's root, of the field whose effective value is the default."""
+    """Path, from the request's root, of the field whose effective value is the default; 0 where that
+    field is not there, because another member of a oneof above it was chosen.
+    """
     required: builtins.bool
     """The field must be set (and, for a string, not be empty)."""
     minimum: builtins.float
@@ -70,7 +73,9 @@ class Param(google.protobuf.message.Message):
     sum_below_one_with: builtins.str
     """Sibling field; the effective values of the two must add up to less than 1."""
     maximum_from: builtins.str
-    """Path, from the request's root, of the field whose effective value is the largest allowed."""
+    """Path, from the request's root, of the field whose effective value is the largest allowed, where
+    that field is there.
+    """
     partial: builtins.bool
     """The message is laid over another one: what is not set in it stays as it is there, required
     fields too.
@@ -82,6 +87,10 @@ class Param(google.protobuf.message.Message):
     @property
     def active_when(self) -> global___Condition:
         """The field has an effect only under this condition; set without it, the job gets a warning."""
+
+    @property
+    def allowed_when(self) -> global___Condition:
+        """The member of a oneof may be chosen under this condition only; the description says why."""
 
     def __init__(
         self,
@@ -104,9 +113,10 @@ class Param(google.protobuf.message.Message):
         active_when: global___Condition | None = ...,
         maximum_from: builtins.str = ...,
         partial: builtins.bool = ...,
+        allowed_when: global___Condition | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_exclusive_maximum", b"_exclusive_maximum", "_exclusive_minimum", b"_exclusive_minimum", "_max_items", b"_max_items", "_max_length", b"_max_length", "_maximum", b"_maximum", "_minimum", b"_minimum", "active_when", b"active_when", "default", b"default", "exclusive_maximum", b"exclusive_maximum", "exclusive_minimum", b"exclusive_minimum", "max_items", b"max_items", "max_length", b"max_length", "maximum", b"maximum", "minimum", b"minimum"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_exclusive_maximum", b"_exclusive_maximum", "_exclusive_minimum", b"_exclusive_minimum", "_max_items", b"_max_items", "_max_length", b"_max_length", "_maximum", b"_maximum", "_minimum", b"_minimum", "active_when", b"active_when", "default", b"default", "default_from", b"default_from", "description", b"description", "exclusive_maximum", b"exclusive_maximum", "exclusive_minimum", b"exclusive_minimum", "less_than", b"less_than", "max_items", b"max_items", "max_length", b"max_length", "maximum", b"maximum", "maximum_from", b"maximum_from", "minimum", b"minimum", "partial", b"partial", "pattern", b"pattern", "required", b"required", "sum_below_one_with", b"sum_below_one_with", "unique_items", b"unique_items", "unit", b"unit"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_exclusive_maximum", b"_exclusive_maximum", "_exclusive_minimum", b"_exclusive_minimum", "_max_items", b"_max_items", "_max_length", b"_max_length", "_maximum", b"_maximum", "_minimum", b"_minimum", "active_when", b"active_when", "allowed_when", b"allowed_when", "default", b"default", "exclusive_maximum", b"exclusive_maximum", "exclusive_minimum", b"exclusive_minimum", "max_items", b"max_items", "max_length", b"max_length", "maximum", b"maximum", "minimum", b"minimum"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_exclusive_maximum", b"_exclusive_maximum", "_exclusive_minimum", b"_exclusive_minimum", "_max_items", b"_max_items", "_max_length", b"_max_length", "_maximum", b"_maximum", "_minimum", b"_minimum", "active_when", b"active_when", "allowed_when", b"allowed_when", "default", b"default", "default_from", b"default_from", "description", b"description", "exclusive_maximum", b"exclusive_maximum", "exclusive_minimum", b"exclusive_minimum", "less_than", b"less_than", "max_items", b"max_items", "max_length", b"max_length", "maximum", b"maximum", "maximum_from", b"maximum_from", "minimum", b"minimum", "partial", b"partial", "pattern", b"pattern", "required", b"required", "sum_below_one_with", b"sum_below_one_with", "unique_items", b"unique_items", "unit", b"unit"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_exclusive_maximum", b"_exclusive_maximum"]) -> typing.Literal["exclusive_maximum"] | None: ...
     @typing.overload
@@ -131,9 +141,9 @@ class Condition(google.protobuf.message.Message):
     FIELD_FIELD_NUMBER: builtins.int
     EQUALS_FIELD_NUMBER: builtins.int
     field: builtins.str
-    """Path of the deciding field, from the request's root."""
+    """Path of the deciding field or oneof, from the request's root."""
     equals: builtins.str
-    """The value it must have: "true", or an enum value by name."""
+    """The value it must have: "true", an enum value by name, or the member of a oneof."""
     def __init__(
         self,
         *,

@@ -316,6 +316,10 @@ class _WarningReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._
     """Memory ran out: batches are computed in smaller parts, whose gradients add up to the same step."""
     WARNING_REASON_CHECKPOINT_NOT_WRITTEN: _WarningReason.ValueType  # 7
     """A checkpoint could not be written; were the process lost now, epochs would be run again."""
+    WARNING_REASON_CLASS_NOT_STRATIFIED: _WarningReason.ValueType  # 8
+    """A class has too few samples for all splits: they all train."""
+    WARNING_REASON_ONNX_NOT_WRITTEN: _WarningReason.ValueType  # 9
+    """The model has no model.onnx: the network could not be exported, or not exactly enough."""
 
 class WarningReason(_WarningReason, metaclass=_WarningReasonEnumTypeWrapper):
     """Kinds of warning."""
@@ -335,6 +339,10 @@ WARNING_REASON_MICRO_BATCH_HALVED: WarningReason.ValueType  # 6
 """Memory ran out: batches are computed in smaller parts, whose gradients add up to the same step."""
 WARNING_REASON_CHECKPOINT_NOT_WRITTEN: WarningReason.ValueType  # 7
 """A checkpoint could not be written; were the process lost now, epochs would be run again."""
+WARNING_REASON_CLASS_NOT_STRATIFIED: WarningReason.ValueType  # 8
+"""A class has too few samples for all splits: they all train."""
+WARNING_REASON_ONNX_NOT_WRITTEN: WarningReason.ValueType  # 9
+"""The model has no model.onnx: the network could not be exported, or not exactly enough."""
 global___WarningReason = WarningReason
 
 @typing.final
@@ -422,14 +430,21 @@ class DataParams(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     WINDOWS_FIELD_NUMBER: builtins.int
+    SAMPLES_FIELD_NUMBER: builtins.int
     COLUMN_FIELD_NUMBER: builtins.int
     THRESHOLD_FIELD_NUMBER: builtins.int
     CHRONOLOGICAL_FIELD_NUMBER: builtins.int
+    STRATIFIED_FIELD_NUMBER: builtins.int
+    SPLIT_COLUMN_FIELD_NUMBER: builtins.int
     SCALING_FIELD_NUMBER: builtins.int
     scaling: global___Scaling.ValueType
     @property
     def windows(self) -> global___WindowsLayout:
         """One row per time step; a sample is a window of consecutive rows."""
+
+    @property
+    def samples(self) -> global___SamplesLayout:
+        """One row per labelled series; a sample is a row."""
 
     @property
     def column(self) -> global___ColumnTarget:
@@ -443,23 +458,34 @@ class DataParams(google.protobuf.message.Message):
     def chronological(self) -> global___ChronologicalSplit:
         """By time: the first rows train, the next validate, the last test."""
 
+    @property
+    def stratified(self) -> global___StratifiedSplit:
+        """By chance, with the same shares of every class in each split."""
+
+    @property
+    def split_column(self) -> global___ColumnSplit:
+        """By a column that says where each row belongs."""
+
     def __init__(
         self,
         *,
         windows: global___WindowsLayout | None = ...,
+        samples: global___SamplesLayout | None = ...,
         column: global___ColumnTarget | None = ...,
         threshold: global___ThresholdTarget | None = ...,
         chronological: global___ChronologicalSplit | None = ...,
+        stratified: global___StratifiedSplit | None = ...,
+        split_column: global___ColumnSplit | None = ...,
         scaling: global___Scaling.ValueType | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_scaling", b"_scaling", "chronological", b"chronological", "column", b"column", "layout", b"layout", "scaling", b"scaling", "split", b"split", "target", b"target", "threshold", b"threshold", "windows", b"windows"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_scaling", b"_scaling", "chronological", b"chronological", "column", b"column", "layout", b"layout", "scaling", b"scaling", "split", b"split", "target", b"target", "threshold", b"threshold", "windows", b"windows"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_scaling", b"_scaling", "chronological", b"chronological", "column", b"column", "layout", b"layout", "samples", b"samples", "scaling", b"scaling", "split", b"split", "split_column", b"split_column", "stratified", b"stratified", "target", b"target", "threshold", b"threshold", "windows", b"windows"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_scaling", b"_scaling", "chronological", b"chronological", "column", b"column", "layout", b"layout", "samples", b"samples", "scaling", b"scaling", "split", b"split", "split_column", b"split_column", "stratified", b"stratified", "target", b"target", "threshold", b"threshold", "windows", b"windows"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_scaling", b"_scaling"]) -> typing.Literal["scaling"] | None: ...
     @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["layout", b"layout"]) -> typing.Literal["windows"] | None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["layout", b"layout"]) -> typing.Literal["windows", "samples"] | None: ...
     @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["split", b"split"]) -> typing.Literal["chronological"] | None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["split", b"split"]) -> typing.Literal["chronological", "stratified", "split_column"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["target", b"target"]) -> typing.Literal["column", "threshold"] | None: ...
 
@@ -498,6 +524,27 @@ class WindowsLayout(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_time_column", b"_time_column"]) -> typing.Literal["time_column"] | None: ...
 
 global___WindowsLayout = WindowsLayout
+
+@typing.final
+class SamplesLayout(google.protobuf.message.Message):
+    """One row per labelled series: every feature column, a channel, holds a list of numbers in each row.
+    All lists have one length, which takes the place of WindowsLayout.sequence_length and has its range.
+    Where events and metrics speak of windows, they mean series then.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FEATURE_COLUMNS_FIELD_NUMBER: builtins.int
+    @property
+    def feature_columns(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        feature_columns: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["feature_columns", b"feature_columns"]) -> None: ...
+
+global___SamplesLayout = SamplesLayout
 
 @typing.final
 class ColumnTarget(google.protobuf.message.Message):
@@ -594,6 +641,60 @@ class ChronologicalSplit(google.protobuf.message.Message):
 global___ChronologicalSplit = ChronologicalSplit
 
 @typing.final
+class StratifiedSplit(google.protobuf.message.Message):
+    """By chance (from trainer.seed), class by class: of each class the same shares train, validate and
+    test, at least one sample each. Classes of fewer than three samples train only, with a warning.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TRAIN_FRACTION_FIELD_NUMBER: builtins.int
+    VALIDATION_FRACTION_FIELD_NUMBER: builtins.int
+    train_fraction: builtins.float
+    validation_fraction: builtins.float
+    def __init__(
+        self,
+        *,
+        train_fraction: builtins.float | None = ...,
+        validation_fraction: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_train_fraction", b"_train_fraction", "_validation_fraction", b"_validation_fraction", "train_fraction", b"train_fraction", "validation_fraction", b"validation_fraction"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_train_fraction", b"_train_fraction", "_validation_fraction", b"_validation_fraction", "train_fraction", b"train_fraction", "validation_fraction", b"validation_fraction"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_train_fraction", b"_train_fraction"]) -> typing.Literal["train_fraction"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_validation_fraction", b"_validation_fraction"]) -> typing.Literal["validation_fraction"] | None: ...
+
+global___StratifiedSplit = StratifiedSplit
+
+@typing.final
+class ColumnSplit(google.protobuf.message.Message):
+    """A column says where each row belongs: "train", "validation" or "test". A window belongs to a split
+    when every row from its first to its label's last does; others are dropped.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    VALIDATION_FRACTION_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    validation_fraction: builtins.float
+    def __init__(
+        self,
+        *,
+        name: builtins.str | None = ...,
+        validation_fraction: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_name", b"_name", "_validation_fraction", b"_validation_fraction", "name", b"name", "validation_fraction", b"validation_fraction"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_name", b"_name", "_validation_fraction", b"_validation_fraction", "name", b"name", "validation_fraction", b"validation_fraction"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_name", b"_name"]) -> typing.Literal["name"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_validation_fraction", b"_validation_fraction"]) -> typing.Literal["validation_fraction"] | None: ...
+
+global___ColumnSplit = ColumnSplit
+
+@typing.final
 class ModelParams(google.protobuf.message.Message):
     """What to train."""
 
@@ -601,23 +702,41 @@ class ModelParams(google.protobuf.message.Message):
 
     DROPOUT_FIELD_NUMBER: builtins.int
     HYBRID_CNN_LSTM_FIELD_NUMBER: builtins.int
+    LINEAR_FIELD_NUMBER: builtins.int
+    INCEPTION_TIME_FIELD_NUMBER: builtins.int
+    MINI_ROCKET_FIELD_NUMBER: builtins.int
     dropout: builtins.float
     @property
     def hybrid_cnn_lstm(self) -> global___HybridCnnLstm:
         """Residual convolutions over time, bidirectional LSTM, multi-head self-attention."""
+
+    @property
+    def linear(self) -> global___Linear:
+        """Multinomial logistic regression."""
+
+    @property
+    def inception_time(self) -> global___InceptionTime:
+        """Convolutions of three lengths side by side, in depth (Ismail Fawaz et al. 2020)."""
+
+    @property
+    def mini_rocket(self) -> global___MiniRocket:
+        """Fixed convolutions, many features of each, multinomial logistic regression (Dempster et al. 2021)."""
 
     def __init__(
         self,
         *,
         dropout: builtins.float | None = ...,
         hybrid_cnn_lstm: global___HybridCnnLstm | None = ...,
+        linear: global___Linear | None = ...,
+        inception_time: global___InceptionTime | None = ...,
+        mini_rocket: global___MiniRocket | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_dropout", b"_dropout", "architecture", b"architecture", "dropout", b"dropout", "hybrid_cnn_lstm", b"hybrid_cnn_lstm"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_dropout", b"_dropout", "architecture", b"architecture", "dropout", b"dropout", "hybrid_cnn_lstm", b"hybrid_cnn_lstm"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_dropout", b"_dropout", "architecture", b"architecture", "dropout", b"dropout", "hybrid_cnn_lstm", b"hybrid_cnn_lstm", "inception_time", b"inception_time", "linear", b"linear", "mini_rocket", b"mini_rocket"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_dropout", b"_dropout", "architecture", b"architecture", "dropout", b"dropout", "hybrid_cnn_lstm", b"hybrid_cnn_lstm", "inception_time", b"inception_time", "linear", b"linear", "mini_rocket", b"mini_rocket"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_dropout", b"_dropout"]) -> typing.Literal["dropout"] | None: ...
     @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["architecture", b"architecture"]) -> typing.Literal["hybrid_cnn_lstm"] | None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["architecture", b"architecture"]) -> typing.Literal["hybrid_cnn_lstm", "linear", "inception_time", "mini_rocket"] | None: ...
 
 global___ModelParams = ModelParams
 
@@ -677,6 +796,91 @@ class HybridCnnLstm(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_pool_size", b"_pool_size"]) -> typing.Literal["pool_size"] | None: ...
 
 global___HybridCnnLstm = HybridCnnLstm
+
+@typing.final
+class Linear(google.protobuf.message.Message):
+    """Multinomial logistic regression on every value of the window."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    POOL_SIZE_FIELD_NUMBER: builtins.int
+    pool_size: builtins.int
+    def __init__(
+        self,
+        *,
+        pool_size: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_pool_size", b"_pool_size", "pool_size", b"pool_size"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_pool_size", b"_pool_size", "pool_size", b"pool_size"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_pool_size", b"_pool_size"]) -> typing.Literal["pool_size"] | None: ...
+
+global___Linear = Linear
+
+@typing.final
+class InceptionTime(google.protobuf.message.Message):
+    """Inception modules over time (features are channels), a residual connection around every three,
+    mean over time, classifier head. A module is a bottleneck with convolutions of three lengths
+    after it, and beside it a maximum over three time steps with a convolution of length 1.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DEPTH_FIELD_NUMBER: builtins.int
+    FILTERS_FIELD_NUMBER: builtins.int
+    KERNEL_SIZE_FIELD_NUMBER: builtins.int
+    BOTTLENECK_SIZE_FIELD_NUMBER: builtins.int
+    depth: builtins.int
+    filters: builtins.int
+    kernel_size: builtins.int
+    bottleneck_size: builtins.int
+    def __init__(
+        self,
+        *,
+        depth: builtins.int | None = ...,
+        filters: builtins.int | None = ...,
+        kernel_size: builtins.int | None = ...,
+        bottleneck_size: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_bottleneck_size", b"_bottleneck_size", "_depth", b"_depth", "_filters", b"_filters", "_kernel_size", b"_kernel_size", "bottleneck_size", b"bottleneck_size", "depth", b"depth", "filters", b"filters", "kernel_size", b"kernel_size"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_bottleneck_size", b"_bottleneck_size", "_depth", b"_depth", "_filters", b"_filters", "_kernel_size", b"_kernel_size", "bottleneck_size", b"bottleneck_size", "depth", b"depth", "filters", b"filters", "kernel_size", b"kernel_size"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_bottleneck_size", b"_bottleneck_size"]) -> typing.Literal["bottleneck_size"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_depth", b"_depth"]) -> typing.Literal["depth"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_filters", b"_filters"]) -> typing.Literal["filters"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_kernel_size", b"_kernel_size"]) -> typing.Literal["kernel_size"] | None: ...
+
+global___InceptionTime = InceptionTime
+
+@typing.final
+class MiniRocket(google.protobuf.message.Message):
+    """84 fixed kernels of length 9 at several dilations; the share of time steps at which a convolution
+    exceeds a bias is a feature. Channels and biases are drawn with trainer.seed, the biases from
+    convolutions of training windows; the weights of the linear layer are trained.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FEATURES_PER_KERNEL_FIELD_NUMBER: builtins.int
+    MAX_DILATIONS_FIELD_NUMBER: builtins.int
+    features_per_kernel: builtins.int
+    max_dilations: builtins.int
+    def __init__(
+        self,
+        *,
+        features_per_kernel: builtins.int | None = ...,
+        max_dilations: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_features_per_kernel", b"_features_per_kernel", "_max_dilations", b"_max_dilations", "features_per_kernel", b"features_per_kernel", "max_dilations", b"max_dilations"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_features_per_kernel", b"_features_per_kernel", "_max_dilations", b"_max_dilations", "features_per_kernel", b"features_per_kernel", "max_dilations", b"max_dilations"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_features_per_kernel", b"_features_per_kernel"]) -> typing.Literal["features_per_kernel"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_max_dilations", b"_max_dilations"]) -> typing.Literal["max_dilations"] | None: ...
+
+global___MiniRocket = MiniRocket
 
 @typing.final
 class TrainerParams(google.protobuf.message.Message):
@@ -1587,6 +1791,10 @@ class SplitMetrics(google.protobuf.message.Message):
     MACRO_F1_FIELD_NUMBER: builtins.int
     CLASSES_FIELD_NUMBER: builtins.int
     CONFUSION_MATRIX_FIELD_NUMBER: builtins.int
+    MATTHEWS_CORRELATION_FIELD_NUMBER: builtins.int
+    ROC_AUC_FIELD_NUMBER: builtins.int
+    DIRECTION_ROC_AUC_FIELD_NUMBER: builtins.int
+    MOVEMENT_ROC_AUC_FIELD_NUMBER: builtins.int
     loss: builtins.float
     """Mean loss."""
     accuracy: builtins.float
@@ -1595,6 +1803,18 @@ class SplitMetrics(google.protobuf.message.Message):
     """Mean recall of the classes that occur."""
     macro_f1: builtins.float
     """Mean F1 score of the classes that occur or are predicted."""
+    matthews_correlation: builtins.float
+    """Matthews correlation coefficient, for any number of classes."""
+    roc_auc: builtins.float
+    """Area under the ROC curve: mean over the classes, each against all others. Validation and test
+    alone, up to 50 classes of which two occur.
+    """
+    direction_roc_auc: builtins.float
+    """For the classes SELL, HOLD and BUY: area under the ROC curve of BUY against SELL, among windows
+    that are one of these.
+    """
+    movement_roc_auc: builtins.float
+    """For the classes SELL, HOLD and BUY: area under the ROC curve of SELL or BUY against HOLD."""
     @property
     def classes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ClassMetrics]:
         """Metrics of each class."""
@@ -1612,8 +1832,19 @@ class SplitMetrics(google.protobuf.message.Message):
         macro_f1: builtins.float = ...,
         classes: collections.abc.Iterable[global___ClassMetrics] | None = ...,
         confusion_matrix: collections.abc.Iterable[builtins.int] | None = ...,
+        matthews_correlation: builtins.float = ...,
+        roc_auc: builtins.float | None = ...,
+        direction_roc_auc: builtins.float | None = ...,
+        movement_roc_auc: builtins.float | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["accuracy", b"accuracy", "balanced_accuracy", b"balanced_accuracy", "classes", b"classes", "confusion_matrix", b"confusion_matrix", "loss", b"loss", "macro_f1", b"macro_f1"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_direction_roc_auc", b"_direction_roc_auc", "_movement_roc_auc", b"_movement_roc_auc", "_roc_auc", b"_roc_auc", "direction_roc_auc", b"direction_roc_auc", "movement_roc_auc", b"movement_roc_auc", "roc_auc", b"roc_auc"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_direction_roc_auc", b"_direction_roc_auc", "_movement_roc_auc", b"_movement_roc_auc", "_roc_auc", b"_roc_auc", "accuracy", b"accuracy", "balanced_accuracy", b"balanced_accuracy", "classes", b"classes", "confusion_matrix", b"confusion_matrix", "direction_roc_auc", b"direction_roc_auc", "loss", b"loss", "macro_f1", b"macro_f1", "matthews_correlation", b"matthews_correlation", "movement_roc_auc", b"movement_roc_auc", "roc_auc", b"roc_auc"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_direction_roc_auc", b"_direction_roc_auc"]) -> typing.Literal["direction_roc_auc"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_movement_roc_auc", b"_movement_roc_auc"]) -> typing.Literal["movement_roc_auc"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_roc_auc", b"_roc_auc"]) -> typing.Literal["roc_auc"] | None: ...
 
 global___SplitMetrics = SplitMetrics
 
@@ -1629,6 +1860,7 @@ class ClassMetrics(google.protobuf.message.Message):
     F1_FIELD_NUMBER: builtins.int
     SUPPORT_FIELD_NUMBER: builtins.int
     PREDICTED_SHARE_FIELD_NUMBER: builtins.int
+    ROC_AUC_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Name of the class."""
     precision: builtins.float
@@ -1641,6 +1873,8 @@ class ClassMetrics(google.protobuf.message.Message):
     """Windows of the class."""
     predicted_share: builtins.float
     """Share of all windows predicted to be of this class."""
+    roc_auc: builtins.float
+    """Area under the ROC curve, this class against all others; see SplitMetrics.roc_auc."""
     def __init__(
         self,
         *,
@@ -1650,10 +1884,43 @@ class ClassMetrics(google.protobuf.message.Message):
         f1: builtins.float = ...,
         support: builtins.int = ...,
         predicted_share: builtins.float = ...,
+        roc_auc: builtins.float | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["f1", b"f1", "name", b"name", "precision", b"precision", "predicted_share", b"predicted_share", "recall", b"recall", "support", b"support"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_roc_auc", b"_roc_auc", "roc_auc", b"roc_auc"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_roc_auc", b"_roc_auc", "f1", b"f1", "name", b"name", "precision", b"precision", "predicted_share", b"predicted_share", "recall", b"recall", "roc_auc", b"roc_auc", "support", b"support"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_roc_auc", b"_roc_auc"]) -> typing.Literal["roc_auc"] | None: ...
 
 global___ClassMetrics = ClassMetrics
+
+@typing.final
+class MetricInterval(google.protobuf.message.Message):
+    """Where a metric may well lie on other data of the same kind."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    METRIC_FIELD_NUMBER: builtins.int
+    LOWER_FIELD_NUMBER: builtins.int
+    UPPER_FIELD_NUMBER: builtins.int
+    LEVEL_FIELD_NUMBER: builtins.int
+    metric: builtins.str
+    """Name of a field of SplitMetrics."""
+    lower: builtins.float
+    """Lower end."""
+    upper: builtins.float
+    """Upper end."""
+    level: builtins.float
+    """Share of resamples between the two."""
+    def __init__(
+        self,
+        *,
+        metric: builtins.str = ...,
+        lower: builtins.float = ...,
+        upper: builtins.float = ...,
+        level: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["level", b"level", "lower", b"lower", "metric", b"metric", "upper", b"upper"]) -> None: ...
+
+global___MetricInterval = MetricInterval
 
 @typing.final
 class EpochProgress(google.protobuf.message.Message):
@@ -1752,6 +2019,7 @@ class JobSucceeded(google.protobuf.message.Message):
     STOPPED_EARLY_FIELD_NUMBER: builtins.int
     VALIDATION_FIELD_NUMBER: builtins.int
     TEST_FIELD_NUMBER: builtins.int
+    TEST_INTERVALS_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Resource name of the model."""
     best_epoch: builtins.int
@@ -1768,6 +2036,12 @@ class JobSucceeded(google.protobuf.message.Message):
     def test(self) -> global___SplitMetrics:
         """Test metrics of those weights."""
 
+    @property
+    def test_intervals(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___MetricInterval]:
+        """Intervals of the test metrics by block bootstrap; of a chronological split with at least two
+        blocks of windows that share no row.
+        """
+
     def __init__(
         self,
         *,
@@ -1777,9 +2051,10 @@ class JobSucceeded(google.protobuf.message.Message):
         stopped_early: builtins.bool = ...,
         validation: global___SplitMetrics | None = ...,
         test: global___SplitMetrics | None = ...,
+        test_intervals: collections.abc.Iterable[global___MetricInterval] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["test", b"test", "validation", b"validation"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["best_epoch", b"best_epoch", "epochs_run", b"epochs_run", "model", b"model", "stopped_early", b"stopped_early", "test", b"test", "validation", b"validation"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["best_epoch", b"best_epoch", "epochs_run", b"epochs_run", "model", b"model", "stopped_early", b"stopped_early", "test", b"test", "test_intervals", b"test_intervals", "validation", b"validation"]) -> None: ...
 
 global___JobSucceeded = JobSucceeded
 

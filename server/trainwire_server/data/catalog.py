@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO
 
 from trainwire_server.data.checkpoints import FOLDER
-from trainwire_server.data.durable import refusing_when_full, sync_folder
+from trainwire_server.data.durable import begin_sync, refusing_when_full, sync_folder
 from trainwire_server.errors import BrokenUpload
 
 
@@ -32,6 +32,8 @@ class DataDirectoryInUse(Exception):
 
 
 _KINDS = ("datasets", "jobs", "models")
+_BEGUN_AT_ONCE = 8 * 2**20
+"""Bytes of an upload after which the disk gets to work on them."""
 
 
 class Catalog:
@@ -205,6 +207,7 @@ class Upload:
         self._expected = (size_bytes, sha256)
         self._size = 0
         self._digest = hashlib.sha256()
+        self._begun = 0
         self._file: IO[bytes] = self.source.open("wb")
 
     @property
@@ -227,6 +230,9 @@ class Upload:
         self._digest.update(data)
         with refusing_when_full("the dataset"):
             self._file.write(data)
+        if self._size - self._begun >= _BEGUN_AT_ONCE:
+            begin_sync(self._file, self._begun)
+            self._begun = self._size
 
     def finish(self) -> None:
         """Bring the bytes to the disk and compare them with what was announced."""

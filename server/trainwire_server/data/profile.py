@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -11,10 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from trainwire.v1 import dataset_pb2
+from trainwire_server.data.columns import ColumnCounts
 from trainwire_server.data.damage import apply_to_column
 from trainwire_server.data.durable import replacing
 from trainwire_server.data.readers import open_upload
-from trainwire_server.data.table import column_type
+from trainwire_server.data.table import column_type, is_list
 from trainwire_server.errors import BrokenUpload
 
 _MAX_ROWS = 2**32 - 1
@@ -29,7 +30,8 @@ def ingest(
 
     The table is one uncompressed Arrow IPC file that can be memory-mapped. It holds the columns
     training can use, in plain types: text as large_string, decimals and half floats as floats,
-    dictionaries decoded. It appears under its name only when it is whole and on disk.
+    dictionaries decoded, lists as large_list. It appears under its name only when it is whole and
+    on disk.
 
     Args:
         source: the uploaded bytes: Arrow IPC in file or stream format, Parquet or CSV.
@@ -56,7 +58,7 @@ def _ingest(
     with open_upload(source, data_format) as (schema, batches):
         profile = _Profile(schema)
         with replacing(table) as sink, pa.ipc.new_file(sink, profile.stored) as writer:
-            for chunk in _chunked(_pieces(batches, profile), profile.stored):
+            for chunk in _chunked(_pieces(batches, profile)):
                 writer.write_table(chunk)
     return profile.to_proto()
 
@@ -65,7 +67,7 @@ def _ingest(
 
 
 class _Profile:
-    """Counts rows, missing and non-finite values while the batches pass by."""
+    """Counts rows, and what the columns hold, while the batches pass by."""
 
     def __init__(self, schema: pa.Schema) -> None:
         self.schema = schema
@@ -77,31 +79,15 @@ class _Profile:
             ]
         )
         self.rows = 0
-        self.nulls: Counter[str] = Counter()
-        self.non_finite: Counter[str] = Counter()
+        self.columns: defaultdict[str, ColumnCounts] = defaultdict(ColumnCounts)
 
     def count_rows(self, batch: pa.RecordBatch) -> None:
         self.rows += batch.num_rows
         if self.rows > _MAX_ROWS:
             raise BrokenUpload(f"the upload has more than {_MAX_ROWS} rows, the most allowed")
 
-    def count(self, name: str, values: pa.Array) -> None:
-        self.nulls[name] += values.null_count
-        if pa.types.is_floating(values.type):
-            finite = pc.sum(pc.is_finite(values)).as_py() or 0
-            self.non_finite[name] += len(values) - values.null_count - finite
-
     def to_proto(self) -> dataset_pb2.Dataset:
-        columns = [
-            dataset_pb2.DatasetColumn(
-                name=field.name,
-                type=column_type(field.type),
-                arrow_type=str(field.type),
-                null_count=self.nulls[field.name],
-                non_finite_count=self.non_finite[field.name],
-            )
-            for field in self.schema
-        ]
+        columns = [self.columns[field.name].describe(field) for field in self.schema]
         return dataset_pb2.Dataset(row_count=self.rows, columns=columns)
 
 
@@ -110,9 +96,9 @@ def _pieces(batches: Iterator[pa.RecordBatch], profile: _Profile) -> Iterator[pa
     for batch in batches:
         profile.count_rows(batch)
         for name in set(batch.schema.names) - set(profile.stored.names):
-            profile.nulls[name] += batch.column(name).null_count
+            profile.columns[name].add_nulls(batch.column(name).null_count)
         if len(profile.stored):
-            step = _chunk_rows(profile.stored)
+            step = _chunk_rows(batch)
             before = profile.rows - batch.num_rows
             for start in range(0, batch.num_rows, step):
                 yield _convert(batch.slice(start, step), before + start, profile)
@@ -123,7 +109,7 @@ def _convert(batch: pa.RecordBatch, rows_before: int, profile: _Profile) -> pa.R
     for field in profile.stored:
         convert = partial(_plain, stored_type=field.type)
         values = apply_to_column(field.name, batch.column(field.name), rows_before, convert)
-        profile.count(field.name, values)
+        profile.columns[field.name].add(values, rows_before)
         arrays.append(values)
     return pa.RecordBatch.from_arrays(arrays, schema=profile.stored)
 
@@ -148,6 +134,8 @@ def _stored_type(arrow_type: pa.DataType) -> pa.DataType:
     """One type per kind of text, and floats for decimals, so that readers meet few types."""
     if pa.types.is_dictionary(arrow_type):
         return _stored_type(arrow_type.value_type)
+    if is_list(arrow_type):
+        return pa.large_list(_stored_type(arrow_type.value_type))
     if column_type(arrow_type) == dataset_pb2.COLUMN_TYPE_STRING:
         return pa.large_string()
     if pa.types.is_float16(arrow_type):
@@ -158,19 +146,29 @@ def _stored_type(arrow_type: pa.DataType) -> pa.DataType:
 # ------------------------------------------------------------------------ writing
 
 
-def _chunk_rows(schema: pa.Schema) -> int:
-    """Rows per chunk of the table: bounds the memory of wide tables."""
-    return min(_MAX_CHUNK_ROWS, max(1, _MAX_CHUNK_VALUES // len(schema)))
+def _chunk_rows(rows: pa.RecordBatch) -> int:
+    """Rows per chunk of the table: bounds the memory of wide tables and of long lists."""
+    count = int(rows.num_rows)
+    values = sum(_value_count(column) for column in rows.columns)
+    return min(_MAX_CHUNK_ROWS, max(1, _MAX_CHUNK_VALUES * count // max(1, values)))
 
 
-def _chunked(batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:
+def _value_count(column: pa.Array) -> int:
+    """Values of a column, at least one for each row."""
+    if not is_list(column.type):
+        return len(column)
+    values: int | None = pc.sum(pc.list_value_length(column)).as_py()
+    return max(len(column), values or 0)
+
+
+def _chunked(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
     """Joins small batches: a table of a million chunks would be slow to read."""
     held: list[pa.RecordBatch] = []
     rows = 0
     for batch in batches:
         held.append(batch)
         rows += batch.num_rows
-        if rows >= _chunk_rows(schema):
+        if rows >= _chunk_rows(batch):
             yield pa.Table.from_batches(held).combine_chunks()
             held, rows = [], 0
     if held:

@@ -103,8 +103,17 @@ def _open_parquet(file: pa.NativeFile) -> Upload:
     """Page by page: a row group can be larger than memory."""
     reader = guard(lambda: pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True))
     schema = _check_schema(guard(lambda: reader.schema_arrow))
-    rows = min(_PARQUET_ROWS, max(1, _PARQUET_VALUES // len(schema)))
+    width: int = guard(lambda: _values_per_row(reader.metadata))
+    rows = min(_PARQUET_ROWS, max(1, _PARQUET_VALUES // width))
     return schema, _read_parquet(reader.iter_batches(rows, use_threads=False))
+
+
+def _values_per_row(metadata: Any) -> int:
+    """On average, at least 1; more than there are columns where columns hold lists."""
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    values = sum(group.column(i).num_values for group in groups for i in range(group.num_columns))
+    average = int(values) // max(1, int(metadata.num_rows))
+    return max(1, int(metadata.num_columns), average)
 
 
 def _read_parquet(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

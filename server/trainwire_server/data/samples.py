@@ -1,7 +1,11 @@
-"""All labelled windows with their splits, and what keeps them from being trained on."""
+"""All labelled samples with their splits, and what keeps them from being trained on.
+
+A sample is a window, or a row of labelled series: a window of one row.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,10 +28,10 @@ MOST_NAMES = 10
 
 @dataclass(frozen=True)
 class Samples:
-    """All labelled windows.
+    """All labelled samples.
 
     Attributes:
-        starts: int64 [samples], first row of each window, ascending.
+        starts: int64 [samples], first row of each sample, ascending.
         classes: int64 [samples], class index of each.
         splits: int8 [samples], the split of each, or LEFT_OUT when purged.
         class_names: name of each class.
@@ -56,7 +60,7 @@ def take_samples(
     blocks: npt.NDArray[np.int8],
     sequence_length: int,
 ) -> Samples:
-    """Every window that has a label, assigned to a split or purged.
+    """Every window that has a label, assigned to a split or purged; a row where windows take one.
 
     Raises:
         JobFailure: GROUP_TOO_SHORT when a series has fewer rows than a window.
@@ -79,7 +83,7 @@ def take_samples(
 def refuse_empty_splits(
     request: training_pb2.TrainingRequest, blocks: npt.NDArray[np.int8], samples: Samples
 ) -> None:
-    """Every split needs a window.
+    """Every split needs a sample.
 
     Raises:
         JobFailure: EMPTY_SPLIT, with the numbers and the fields that would help.
@@ -88,23 +92,46 @@ def refuse_empty_splits(
     if not empty:
         return
     found = "; ".join(
-        f"the {_NAMES[split]} split has no window: {(blocks == split).sum()} of {len(blocks)} "
-        "rows are its own"
+        f"the {_NAMES[split]} split has no {_noun(request)}: {(blocks == split).sum()} of "
+        f"{len(blocks)} rows are its own"
         for split in empty
     )
     raise JobFailure(
         training_pb2.FAILURE_REASON_EMPTY_SPLIT,
-        f"{found}. {_explain_span(request)}. Upload more rows or change the fields named.",
+        f"{found}. {_explain(request)}Upload more rows or change the fields named.",
         tuple(_empty_split_remedies(request, empty)),
     )
 
 
+def _noun(request: training_pb2.TrainingRequest) -> str:
+    return "window" if request.data.WhichOneof("layout") == "windows" else "sample"
+
+
+def _explain(request: training_pb2.TrainingRequest) -> str:
+    """What takes rows away; sentences with a space after each."""
+    return "".join(
+        f"{text}. " for text in (_explain_split(request), _explain_span(request)) if text
+    )
+
+
+def _explain_split(request: training_pb2.TrainingRequest) -> str:
+    split = request.data.WhichOneof("split")
+    if split == "stratified":
+        return "Classes of fewer than three samples train only"
+    if split == "split_column":
+        column = request.data.split_column.name
+        return f"Column {column!r} says where a row belongs: train, validation or test"
+    embargo = request.data.chronological.embargo_rows
+    return f"An embargo of {embargo} rows is left out between two splits of a series"
+
+
 def _explain_span(request: training_pb2.TrainingRequest) -> str:
+    if _noun(request) == "sample":
+        return ""
     length, horizon = request.data.windows.sequence_length, _horizon(request)
     return (
-        f"An embargo of {request.data.chronological.embargo_rows} rows is left out between two "
-        f"splits of a series, and a window with its label takes {length + horizon} rows "
-        f"(sequence_length {length}, horizon {horizon})"
+        f"A window with its label takes {length + horizon} rows "
+        f"(sequence_length {length}, horizon {horizon}), all of one split"
     )
 
 
@@ -117,15 +144,31 @@ def _horizon(request: training_pb2.TrainingRequest) -> int:
 def _empty_split_remedies(
     request: training_pb2.TrainingRequest, empty: list[int]
 ) -> list[Violation]:
-    target, split = request.data.WhichOneof("target"), "data.chronological"
-    remedies = {
-        "data.windows.sequence_length": "shorter windows fit into fewer rows",
-        f"data.{target}.horizon": "a shorter horizon takes fewer rows",
-        f"{split}.embargo_rows": "a shorter embargo leaves out fewer rows",
-    }
-    for name, why in (_SHARE_REMEDIES[which] for which in empty):
-        remedies.setdefault(f"{split}.{name}", why)
+    remedies = {}
+    if _noun(request) == "window":
+        horizon = f"data.{request.data.WhichOneof('target')}.horizon"
+        remedies = {
+            "data.windows.sequence_length": "shorter windows fit into fewer rows",
+            horizon: "a shorter horizon takes fewer rows",
+        }
+    for path, why in _split_remedies(request, empty):
+        remedies.setdefault(path, why)
     return [Violation(path, why) for path, why in remedies.items()]
+
+
+def _split_remedies(
+    request: training_pb2.TrainingRequest, empty: list[int]
+) -> Iterator[tuple[str, str]]:
+    split = request.data.WhichOneof("split")
+    if split == "stratified":
+        yield "data.stratified", "a class of at least three samples is needed"
+    elif split == "split_column":
+        names = ", ".join(_NAMES[which].removesuffix("ing") for which in empty)
+        yield "data.split_column.name", f"more rows marked {names} are needed"
+    else:
+        yield "data.chronological.embargo_rows", "a shorter embargo leaves out fewer rows"
+        for name, why in (_SHARE_REMEDIES[which] for which in empty):
+            yield f"data.chronological.{name}", why
 
 
 def refuse_single_class(request: training_pb2.TrainingRequest, samples: Samples) -> None:
@@ -139,9 +182,9 @@ def refuse_single_class(request: training_pb2.TrainingRequest, samples: Samples)
         return
     raise JobFailure(
         training_pb2.FAILURE_REASON_SINGLE_CLASS,
-        f"all {samples.count(splits.TRAIN)} training windows are of class {present[0]!r}; "
-        "at least two classes are needed: change the target or the split, or upload other rows",
-        (Violation(target_path(request), "training windows of at least two classes are needed"),),
+        f"all {samples.count(splits.TRAIN)} training {_noun(request)}s are of class {present[0]!r};"
+        " at least two classes are needed: change the target or the split, or upload other rows",
+        (Violation(target_path(request), "training samples of at least two classes are needed"),),
     )
 
 

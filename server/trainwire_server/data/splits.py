@@ -1,13 +1,15 @@
-"""The chronological split: which rows, and then which windows, train, validate and test.
+"""Splits by order: which rows, and then which windows, train, validate and test.
 
-Rows are cut into blocks first. A sample belongs to a split when its whole span, from its window's
-first row to its label's last row, lies in that split's block; samples that do not are purged (Lopez
-de Prado 2018, "Advances in Financial Machine Learning", section 7.4). In a forward split the
-embargo is the gap at the beginning of the later block.
+Rows are divided into blocks first, by time here or otherwise (`partition`). A sample belongs to a
+split when its whole span, from its window's first row to its label's last row, lies in that split's
+block; samples that do not are purged (Lopez de Prado 2018, "Advances in Financial Machine
+Learning", section 7.4). In a forward split the embargo is the gap at the beginning of the later
+block.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,6 +89,30 @@ def _embargoed(
     block_start = np.maximum.accumulate(np.where(begins, rows, 0))
     result: npt.NDArray[np.bool_] = rows - block_start < embargo_rows
     return result & ~begins_series[block_start]
+
+
+def take_last(series: Series, chosen: npt.NDArray[np.bool_], share: float) -> npt.NDArray[np.bool_]:
+    """The last ones of the chosen rows, bool [rows]: by time, or else in each series.
+
+    Args:
+        chosen: bool [rows].
+        share: of the chosen rows; those from position floor((1 - share) N) on.
+    """
+    if series.instants is not None:
+        # Ranks are less than the number of rows: the sentinel is later than every row.
+        by_time = np.append(np.sort(series.instants[chosen]), series.row_count)
+        last: npt.NDArray[np.bool_] = series.instants >= by_time[_cut(share, len(by_time) - 1)]
+        return chosen & last
+    before = np.concatenate(([0], np.cumsum(chosen)))
+    counts = np.diff(before[series.bounds])
+    cuts = before[series.bounds[:-1]] + [_cut(share, count) for count in counts]
+    last = before[:-1] >= np.repeat(cuts, series.lengths)
+    return chosen & last
+
+
+def _cut(share: float, count: int) -> int:
+    """Position of the first one of the last rows."""
+    return math.floor((1 - share) * count)
 
 
 def assign_windows(

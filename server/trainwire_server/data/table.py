@@ -32,24 +32,43 @@ def column_type(arrow_type: pa.DataType) -> dataset_pb2.ColumnType.ValueType:
     # By name, because pyarrow has `is_string_view` from version 16 on only.
     if str(arrow_type) == "string_view":
         return dataset_pb2.COLUMN_TYPE_STRING
+    if is_list(arrow_type):
+        numbers = _is_plain_number(arrow_type.value_type)
+        return dataset_pb2.COLUMN_TYPE_LIST if numbers else dataset_pb2.COLUMN_TYPE_OTHER
     kinds = (kind for matches, kind in _KINDS if matches(arrow_type))
     return next(kinds, dataset_pb2.COLUMN_TYPE_OTHER)
 
 
+def is_list(arrow_type: pa.DataType) -> bool:
+    """Whether the values are lists, of one length or of several."""
+    types = pa.types
+    kinds = (types.is_list, types.is_large_list, types.is_fixed_size_list)
+    return any(matches(arrow_type) for matches in kinds)
+
+
+def _is_plain_number(arrow_type: pa.DataType) -> bool:
+    numeric = (
+        dataset_pb2.COLUMN_TYPE_INTEGER,
+        dataset_pb2.COLUMN_TYPE_FLOAT,
+        dataset_pb2.COLUMN_TYPE_BOOLEAN,
+    )
+    return not pa.types.is_dictionary(arrow_type) and column_type(arrow_type) in numeric
+
+
 class StoredTable:
-    """A table as `profile.ingest` wrote it, memory-mapped; columns are read when asked for.
+    """A table as `profile.ingest` wrote it; columns are mapped into memory when asked for.
+
+    Each by itself, so that its pages go with it: one mapping of the whole file would grow to a
+    second copy of the table beside what is made of its columns.
 
     Raises:
         JobFailure: DATA_LOST when the file, or a column asked for, is missing or damaged;
-            INVALID_DATA when a column asked for has missing values.
+            INVALID_DATA when a column asked for has missing values, or lists of several lengths.
     """
 
     def __init__(self, path: Path) -> None:
-        try:
-            with pa.memory_map(str(path)) as file:
-                self._table = pa.ipc.open_file(file).read_all()
-        except (OSError, pa.ArrowException) as error:
-            raise _lost(f"the stored table cannot be read ({error})") from error
+        self._path = path
+        self._table = self._map()
 
     @property
     def row_count(self) -> int:
@@ -66,8 +85,21 @@ class StoredTable:
 
     def numbers(self, name: str) -> npt.NDArray[np.float64]:
         """A numeric or boolean column as float64 [rows]; false is 0 and true is 1."""
-        values = self._column(name).cast(pa.float64(), safe=False).to_numpy()
-        return np.asarray(values, dtype=np.float64)
+        return _as_floats(self._column(name))
+
+    def lists(self, name: str) -> npt.NDArray[np.float64]:
+        """A column of lists of numbers, all of one length, as float64 [rows, steps]."""
+        column = self._column(name)
+        lengths = sorted(pc.list_value_length(column).unique().to_pylist())
+        if len(lengths) > 1:
+            raise JobFailure(
+                training_pb2.FAILURE_REASON_INVALID_DATA,
+                f"column {name!r} holds lists of {lengths[0]} to {lengths[-1]} values; "
+                "allowed: lists of one length",
+            )
+        values = pc.list_flatten(column)
+        _refuse_missing(name, values)
+        return _as_floats(values).reshape(self.row_count, -1)
 
     def instants(self, name: str) -> npt.NDArray[Any]:
         """A time column as it is, [rows]: datetime64, integers or floats."""
@@ -86,20 +118,36 @@ class StoredTable:
         found = pc.index_in(column, value_set=pa.array(values, column.type))
         return np.asarray(found.to_numpy(), dtype=np.int64), [_name(value) for value in values]
 
+    def _map(self, columns: list[int] | None = None) -> pa.Table:
+        options = pa.ipc.IpcReadOptions(included_fields=columns)
+        try:
+            with pa.memory_map(str(self._path)) as file:
+                return pa.ipc.open_file(file, options=options).read_all()
+        except (OSError, pa.ArrowException) as error:
+            raise _lost(f"the stored table cannot be read ({error})") from error
+
     def _column(self, name: str) -> pa.ChunkedArray:
         if name not in self._table.column_names:
             raise _lost(f"the stored table has no column {name!r}")
-        column = self._table[name]
+        column = self._map([self._table.column_names.index(name)])[name]
         try:
             column.validate(full=True)
         except pa.ArrowException as error:
             raise _lost(f"column {name!r} of the stored table is damaged ({error})") from error
-        if column.null_count:
-            raise JobFailure(
-                training_pb2.FAILURE_REASON_INVALID_DATA,
-                f"column {name!r} has {column.null_count} missing values; fill or drop them",
-            )
+        _refuse_missing(name, column)
         return column
+
+
+def _as_floats(values: pa.ChunkedArray) -> npt.NDArray[np.float64]:
+    return np.asarray(values.cast(pa.float64(), safe=False).to_numpy(), dtype=np.float64)
+
+
+def _refuse_missing(name: str, values: pa.ChunkedArray) -> None:
+    if values.null_count:
+        raise JobFailure(
+            training_pb2.FAILURE_REASON_INVALID_DATA,
+            f"column {name!r} has {values.null_count} missing values; fill or drop them",
+        )
 
 
 def _lost(what: str) -> JobFailure:

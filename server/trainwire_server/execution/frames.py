@@ -1,8 +1,13 @@
-"""Messages from a child process to the server: a length, a kind, a serialized protobuf message."""
+"""What a child process and the server send each other.
+
+The child is sent its task, then orders of one byte. The server is sent messages: a length, a kind,
+a serialized protobuf message.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import pickle
 import socket
 import struct
 import threading
@@ -12,7 +17,9 @@ from google.protobuf import empty_pb2, wrappers_pb2
 from google.protobuf.message import Message
 
 from trainwire.v1 import dataset_pb2, model_pb2, system_pb2, training_pb2
+from trainwire_server.execution.executor import Task
 
+_LENGTH = struct.Struct("!I")
 _HEADER = struct.Struct("!IB")
 _KINDS: tuple[type[Message], ...] = (
     training_pb2.TrainingEvent,
@@ -42,12 +49,35 @@ class Connection:
         with self._sending:
             self._end.sendall(_HEADER.pack(len(body), _KINDS.index(type(message))) + body)
 
+    def hear_task(self) -> Task | None:
+        """Wait for the task, the first that the server sends; None when it is gone."""
+        header = self._hear_exactly(_LENGTH.size)
+        body = self._hear_exactly(*_LENGTH.unpack(header)) if header else b""
+        # From the server itself, which is also whose code this process runs.
+        return cast("Task", pickle.loads(body)) if body else None  # noqa: S301
+
+    def _hear_exactly(self, size: int) -> bytes:
+        """So many bytes; none when the server is gone before they are all there."""
+        heard = bytearray()
+        while len(heard) < size:
+            part = self._end.recv(size - len(heard))
+            if not part:
+                return b""
+            heard += part
+        return bytes(heard)
+
     def hear(self) -> bytes:
         """The next byte from the server; none when it is gone."""
         try:
             return self._end.recv(1)
         except OSError:
             return b""
+
+
+def pack(task: Task) -> bytes:
+    """A task as a child process hears it."""
+    body = pickle.dumps(task)
+    return _LENGTH.pack(len(body)) + body
 
 
 async def receive(reader: asyncio.StreamReader) -> Message | None:

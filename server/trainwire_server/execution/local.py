@@ -15,8 +15,10 @@ from multiprocessing.context import ForkServerProcess
 from google.protobuf.message import Message
 
 from trainwire_server.execution import frames, worker
-from trainwire_server.execution.executor import Execution, Task
+from trainwire_server.execution.executor import Execution, Task, Train
 
+_PAUSE_SECONDS = 0.5
+"""How long after a start the next child is forked: that takes a processor for a while."""
 _context = multiprocessing.get_context("forkserver")
 
 
@@ -24,6 +26,8 @@ def start_forkserver() -> None:
     """Start the fork server and let it import torch in the background."""
     # NumPy's BLAS would start a thread pool at import, and a pool does not survive a fork.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # Arrow's own pool keeps what columns took, beside the heap that training then takes.
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     _context.set_forkserver_preload(["trainwire_server.execution.preload"])
     forkserver.ensure_running()
 
@@ -59,7 +63,20 @@ class LocalExecution:
                 yield message
         finally:
             # Not when the child exits: what it said last may still be on the way.
-            self._writer.close()
+            self.leave()
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the child has been seen to have ended."""
+        return self._pidfd is None
+
+    def begin(self, task: Task) -> None:
+        """Give the child, which waits for it, its task."""
+        self._writer.write(frames.pack(task))
+
+    def leave(self) -> None:
+        """Close this end: the child leaves if it is there."""
+        self._writer.close()
 
     def cancel(self) -> None:
         """Ask the child to stop at the next batch."""
@@ -115,20 +132,59 @@ async def _readable(handle: int) -> None:
 
 
 class LocalExecutor:
-    """Starts tasks as children of the fork server."""
+    """Starts tasks in children of the fork server.
+
+    One child waits ahead of time, so that a training finds a process that has started already. It
+    has done nothing but that: limits, devices and memory are those of its task.
+    """
 
     name = "local"
 
+    def __init__(self) -> None:
+        self._idle: asyncio.Task[LocalExecution] | None = None
+
     async def start(self, task: Task) -> Execution:
-        """Start a task in a child process; about 50 ms once torch is loaded."""
-        server_end, child_end = socket.socketpair()
-        process = _context.Process(target=worker.main, args=(child_end, task), daemon=True)
+        """Start a task in a child process: at once in the one that waits, else in about 50 ms."""
+        # Uploads and dry runs often come just before a training, which would then find none.
+        execution = await self._take_idle() if isinstance(task, Train) else None
+        if execution is None:
+            execution = await _fork()
+        execution.begin(task)
+        # Later: now the task is to have the processor.
+        asyncio.get_running_loop().call_later(_PAUSE_SECONDS, self._fork_ahead)
+        return execution
+
+    def _fork_ahead(self) -> None:
+        if self._idle is None:
+            self._idle = asyncio.create_task(_fork())
+            # Should it fail, whoever starts the next task tries again and sees why.
+            self._idle.add_done_callback(lambda fork: fork.cancelled() or fork.exception())
+
+    async def _take_idle(self) -> LocalExecution | None:
+        """The child that waits; None if there is none, or it has been killed."""
+        forking, self._idle = self._idle, None
+        if forking is None:
+            return None
         try:
-            # In a thread: it waits for the fork server, which may still be importing torch.
-            await asyncio.to_thread(process.start)
-        except BaseException:
-            server_end.close()
-            raise
-        finally:
-            child_end.close()
-        return LocalExecution(process, *await asyncio.open_connection(sock=server_end))
+            execution = await forking
+        except (OSError, EOFError):
+            return None
+        if execution.is_gone:
+            execution.leave()
+            return None
+        return execution
+
+
+async def _fork() -> LocalExecution:
+    """A new child that waits for its task."""
+    server_end, child_end = socket.socketpair()
+    process = _context.Process(target=worker.main, args=(child_end,), daemon=True)
+    try:
+        # In a thread: it waits for the fork server, which may still be importing torch.
+        await asyncio.to_thread(process.start)
+    except BaseException:
+        server_end.close()
+        raise
+    finally:
+        child_end.close()
+    return LocalExecution(process, *await asyncio.open_connection(sock=server_end))

@@ -27,6 +27,8 @@ from trainwire_server.execution.frames import Connection
 CANCEL = b"C"
 DRAIN = b"D"
 STORED = b"S"
+NAME = "worker:"
+"""What the names of these processes begin with; then comes the kind of the task, or `idle`."""
 _EXIT_SERVER_GONE = 3
 _EXIT_MEMORY = 4
 _STALL_SECONDS = 3600.0
@@ -72,13 +74,19 @@ class _Orders:
         return time.monotonic() - self._asked > _STALL_SECONDS
 
 
-def main(end: socket.socket, task: Task) -> None:
-    """Run one task and send what comes of it over `end`."""
+def main(end: socket.socket) -> None:
+    """Wait for a task, run it and send what comes of it over `end`."""
     # Ctrl-C in a terminal reaches the whole process group, and systemd's SIGTERM the whole service;
     # the server decides what that means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    connection, orders = Connection(end), _Orders()
+    connection = Connection(end)
+    _name_process("idle")
+    task = connection.hear_task()
+    if task is None:  # the server is gone
+        return
+    _name_process(type(task).__name__.lower())
+    orders = _Orders()
     threading.Thread(target=_listen, args=(connection, orders), daemon=True).start()
     if "torch" not in sys.modules:
         _log(connection, "torch was not preloaded: the fork server could not import it")
@@ -87,6 +95,16 @@ def main(end: socket.socket, task: Task) -> None:
     except Exception as error:
         _log(connection, traceback.format_exc())
         _send_failure(connection, task, _unexpected(error))
+
+
+def _name_process(role: str) -> None:
+    """Show what this process does in its name: `ps -o pid,comm`."""
+    # A label for people: where /proc cannot be written to, work goes on without.
+    with (
+        contextlib.suppress(OSError),
+        open("/proc/self/comm", "w", encoding="ascii") as name,
+    ):
+        name.write(NAME + role)
 
 
 def _listen(connection: Connection, orders: _Orders) -> None:

@@ -25,7 +25,7 @@ class Feed:
         self.progress: training_pb2.TrainingEvent | None = None
         self.ended = False
         self._newest: list[training_pb2.TrainingEvent] = []
-        self._changed = asyncio.Event()
+        self._waiters: set[asyncio.Future[bool]] = set()
 
     def publish(self, event: training_pb2.TrainingEvent) -> None:
         """Show every watcher a stored event."""
@@ -52,15 +52,26 @@ class Feed:
 
     def _wake(self) -> None:
         self.version += 1
-        self._changed.set()
-        self._changed = asyncio.Event()
+        woken, self._waiters = self._waiters, set()
+        for waiter in woken:
+            _answer(waiter, True)
 
     async def wait(self, seen: int, seconds: float) -> bool:
         """Return true as soon as the version is not `seen`, false if that takes too long."""
+        if self.version != seen or self.ended:
+            return True
+        # Not an asyncio.Event under an asyncio.timeout: a thousand watchers wait here per event.
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[bool] = loop.create_future()
+        timer = loop.call_later(seconds, _answer, waiter, False)
+        self._waiters.add(waiter)
         try:
-            async with asyncio.timeout(seconds):
-                while self.version == seen and not self.ended:
-                    await self._changed.wait()
-        except TimeoutError:
-            return False
-        return True
+            return await waiter
+        finally:
+            timer.cancel()
+            self._waiters.discard(waiter)
+
+
+def _answer(waiter: asyncio.Future[bool], answer: bool) -> None:
+    if not waiter.done():
+        waiter.set_result(answer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -85,10 +85,14 @@ class Ledger:
 
     async def read(self, name: str, after: int) -> AsyncIterator[training_pb2.TrainingEvent]:
         """All stored events after a sequence number, read a page at a time."""
-        while page := await self._store.events(name, after, _BATCH):
+        while page := await self.page(name, after):
             for event in page:
                 yield event
             after = page[-1].sequence
+
+    async def page(self, name: str, after: int) -> Sequence[training_pb2.TrainingEvent]:
+        """The first stored events after a sequence number; none if there are no more."""
+        return await self._store.events(name, after, _BATCH)
 
     async def change(self, active: Active, job: training_pb2.TrainingJob) -> None:
         """Store a job that has changed without an event; to be called with its lock held."""

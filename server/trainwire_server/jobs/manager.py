@@ -85,7 +85,8 @@ class Manager:
     @property
     def running_jobs(self) -> int:
         """Number of jobs training."""
-        return len(self._running)
+        # What a job that has ended leaves behind may still be being tidied up.
+        return sum(self._ledger.find(name) is not None for name in self._running)
 
     # -------------------------------------------------------------------- start and stop
 

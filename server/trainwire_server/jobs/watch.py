@@ -54,30 +54,21 @@ class Watches:
         feed = active.feed
         while True:
             version = feed.version
-            async for event in self._stored(active, after):
+            page = feed.events_after(after)
+            if page is None:
+                page = await self._ledger.page(active.job.name, after)
+            for event in page:
                 yield event
                 after = event.sequence
                 if jobs.is_terminal(event):
                     return
-            if feed.version != version:
+            if page or feed.version != version:
                 continue
             _expect_more(active)
             if not await feed.wait(version, self._heartbeat):
                 yield feed.progress or jobs.sign_of_life(active.job)
             elif feed.progress is not None:
                 yield feed.progress
-
-    async def _stored(
-        self, active: Active, after: int
-    ) -> AsyncIterator[training_pb2.TrainingEvent]:
-        """Stored events after a sequence number: from memory where they are there, else all."""
-        newest = active.feed.events_after(after)
-        if newest is None:
-            async for event in self._ledger.read(active.job.name, after):
-                yield event
-            return
-        for event in newest:
-            yield event
 
 
 def _expect_more(active: Active) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import structlog
@@ -21,6 +23,9 @@ from trainwire_server.jobs.retention import Retention
 from trainwire_server.jobs.store import Store
 from trainwire_server.service.pages import page_bounds, page_token
 from trainwire_server.service.status import check, rpc
+
+_WAITING_CHUNKS = 4
+"""Chunks of an upload that are held in memory, at most."""
 
 
 class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
@@ -65,6 +70,7 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
         upload = self._catalog.begin_upload(header.size_bytes, header.sha256)
         try:
             await _spool(requests, upload)
+            structlog.get_logger().info("dataset.received", dataset=name, bytes=header.size_bytes)
             # One at a time: each may take all the memory that parsing is allowed.
             async with self._parsing:
                 dataset = await self._ingest(upload, header.format)
@@ -135,12 +141,33 @@ async def _read_header(
 
 
 async def _spool(requests: AsyncIterator[dataset_pb2.UploadDatasetRequest], upload: Upload) -> None:
-    async for request in requests:
-        check(request)
-        if not request.HasField("chunk"):
-            raise BrokenUpload("after the header only chunks may come")
-        await asyncio.to_thread(upload.write, request.chunk.data)
-    await asyncio.to_thread(upload.finish)
+    """Write what comes, in a thread; a few chunks may wait for it, while the next one comes in."""
+    thread = ThreadPoolExecutor(1, thread_name_prefix="upload")
+    loop = asyncio.get_running_loop()
+    writing: deque[asyncio.Future[None]] = deque()
+    try:
+        async for request in requests:
+            writing.append(loop.run_in_executor(thread, upload.write, _data(request)))
+            if len(writing) > _WAITING_CHUNKS:
+                await writing.popleft()
+        await asyncio.gather(*writing)
+        await loop.run_in_executor(thread, upload.finish)
+    finally:
+        # A thread cannot be stopped, and what it writes to is closed next.
+        await asyncio.gather(*writing, return_exceptions=True)
+        thread.shutdown(wait=False)
+
+
+def _data(request: dataset_pb2.UploadDatasetRequest) -> bytes:
+    """The bytes of a chunk, which are taken out before the check: it copies what it looks at."""
+    data = b""
+    if isinstance(request, dataset_pb2.UploadDatasetRequest) and request.HasField("chunk"):
+        data = request.chunk.data
+        request.chunk.ClearField("data")
+    check(request)
+    if not request.HasField("chunk"):
+        raise BrokenUpload("after the header only chunks may come")
+    return data
 
 
 def _complete(dataset: dataset_pb2.Dataset, name: str, header: dataset_pb2.DatasetHeader) -> None:

@@ -6,12 +6,16 @@ import torch
 from torch import Tensor
 
 
-def add_gaussian_noise(windows: Tensor, std: float) -> Tensor:
+def add_gaussian_noise(
+    windows: Tensor, std: float, generator: torch.Generator | None = None
+) -> Tensor:
     """`windows` plus independent normal noise of standard deviation `std`, of the same shape.
 
-    Draws from torch's generator of the windows' device. The features are scaled, so `std` is in
-    units of their standard deviation.
+    Draws from the generator, or from torch's of the windows' device. The features are scaled, so
+    `std` is in units of their standard deviation.
     """
-    # Gathered windows are not contiguous, and on the CPU torch then draws nine times slower.
-    noise = torch.randn_like(windows, memory_format=torch.contiguous_format)
+    # Not randn_like: gathered windows are not contiguous, and torch then draws nine times slower.
+    noise = torch.randn(
+        windows.shape, generator=generator, dtype=windows.dtype, device=windows.device
+    )
     return windows + std * noise

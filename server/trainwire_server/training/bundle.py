@@ -26,6 +26,7 @@ from trainwire_server.training import checkpoint, model_card
 
 FOLDER = "bundle"
 WEIGHTS = "model.safetensors"
+ONNX = "model.onnx"
 REQUEST = "request.json"
 PREPROCESSING = "preprocessing.json"
 METRICS = "metrics.json"
@@ -38,6 +39,7 @@ def write(
     prepared: Prepared,
     weights: checkpoint.Weights,
     result: training_pb2.JobSucceeded,
+    onnx: bytes | None,
 ) -> None:
     """Write a bundle, whole or not at all, in the place of an older one.
 
@@ -49,6 +51,7 @@ def write(
         prepared: what it was trained on.
         weights: those of the best epoch.
         result: best epoch and metrics.
+        onnx: from `onnx_model.export`; None if the model could not be exported.
 
     Raises:
         JobFailure: STORAGE_FULL.
@@ -58,7 +61,9 @@ def write(
         _write_json(partial / REQUEST, json.loads(contract.canonical_json(request)))
         _write_json(partial / PREPROCESSING, _preprocessing_json(prepared))
         _write_json(partial / METRICS, _metrics_json(result))
-        card = model_card.render(request, prepared, result)
+        if onnx is not None:
+            durable.write_file(partial / ONNX, onnx)
+        card = model_card.render(request, prepared, result, has_onnx=onnx is not None)
         durable.write_file(partial / CARD, card.encode())
 
 
@@ -109,6 +114,7 @@ def _metrics_json(result: training_pb2.JobSucceeded) -> dict[str, Any]:
         "best_epoch": result.best_epoch,
         "validation": _full_dict(result.validation),
         "test": _full_dict(result.test),
+        "test_intervals": [_full_dict(interval) for interval in result.test_intervals],
     }
 
 
@@ -127,7 +133,7 @@ def describe(folder: Path) -> model_pb2.Model:
     metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
     features, names = preprocessing["feature_columns"], preprocessing["class_names"]
     with torch.device("meta"):  # shapes without memory
-        module = build(request.model, len(features), len(names))
+        module = build(request.model, len(features), len(names), preprocessing["sequence_length"])
     return model_pb2.Model(
         files=[_describe_file(path) for path in sorted(folder.iterdir())],
         class_names=names,

@@ -16,8 +16,13 @@ from trainwire.v1 import training_pb2
 from trainwire_server.errors import JobFailure
 
 # From malloc.h of glibc.
-_M_MMAP_THRESHOLD = -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGE_BLOCK_BYTES = 2**17
+_COLUMN_BYTES = 2**20
+_LARGEST_HEAP_BLOCK_BYTES = 2**25
+"""The most that glibc allows, and what it comes to by itself."""
+_KEPT_BYTES = 2**29
+"""Of what is free at the end of a heap; a training step's activations are fewer."""
 # What torch says when host or GPU memory runs out and it has no exception type of its own for it.
 _MEMORY_PHRASES = (
     "can't allocate memory",
@@ -69,13 +74,14 @@ def find_precision(
     return training_pb2.PRECISION_FP32
 
 
-def fix_arithmetic(threads: int, deterministic: bool) -> None:
-    """Set what torch keeps per process: threads, reproducible kernels, full 32-bit products."""
-    torch.set_num_threads(threads)
+def fix_arithmetic(deterministic: bool) -> None:
+    """Set what torch keeps per process: reproducible kernels, full 32-bit products."""
     if deterministic:
         # cuBLAS reads this when it starts; without it its results vary between streams.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
+    # Fills every new tensor with NaN, to show code that reads what nobody wrote.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = not deterministic
     # cuDNN's default is TF32, whose 10-bit mantissa is not what PRECISION_FP32 promises.
@@ -100,12 +106,11 @@ def memory_errors_explained() -> Iterator[None]:
         # Not a smaller batch: what does not fit at once is computed in parts already.
         message = (
             f"memory ran out: {str(error).splitlines()[0] if str(error) else 'no details'}; try a "
-            "smaller network, a shorter data.windows.sequence_length, fewer columns or fewer rows"
+            "smaller network, shorter windows or series, fewer columns or fewer rows"
         )
         fields = (
             Violation("model", "try a smaller network"),
-            Violation("data.windows.sequence_length", "try a shorter one"),
-            Violation("data.windows.feature_columns", "try fewer"),
+            Violation("data", "try shorter windows or series, or fewer columns"),
         )
         raise JobFailure(training_pb2.FAILURE_REASON_OUT_OF_MEMORY, message, fields) from error
 
@@ -125,6 +130,27 @@ def free_memory(device: torch.device) -> None:
         _unfragment_heap()
 
 
+@contextmanager
+def large_blocks_given_back() -> Iterator[None]:
+    """Have glibc give blocks of a megabyte or more back to the system as soon as they are free.
+
+    For work on whole columns, each of which would otherwise leave its size in the heap. Afterwards
+    a training step's blocks stay there: they are needed again in the next one, and giving them back
+    costs a page fault per 4 KiB, thousands a step.
+    """
+    libc = ctypes.CDLL(None)
+    has_heap = hasattr(libc, "mallopt")  # other C libraries have no such store
+    if has_heap:
+        libc.mallopt(_M_MMAP_THRESHOLD, _COLUMN_BYTES)
+    try:
+        yield
+    finally:
+        if has_heap:
+            libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_HEAP_BLOCK_BYTES)
+            # Its own value follows the other one only until that is set.
+            libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+
+
 def _unfragment_heap() -> None:
     """Have glibc give large blocks back to the system as soon as they are free.
 
@@ -134,4 +160,5 @@ def _unfragment_heap() -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):  # other C libraries have no such store
         libc.mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, _LARGE_BLOCK_BYTES)
         libc.malloc_trim(0)

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from trainwire import contract
@@ -16,14 +17,20 @@ from trainwire.contract import Violation
 from trainwire.v1 import training_pb2
 from trainwire_server.data.prepare import Prepared, prepare
 from trainwire_server.errors import JobFailure
-from trainwire_server.training import bundle, checkpoint
-from trainwire_server.training.devices import memory_errors_explained, peak_memory_bytes
+from trainwire_server.training import bundle, checkpoint, onnx_model
+from trainwire_server.training.devices import (
+    large_blocks_given_back,
+    memory_errors_explained,
+    peak_memory_bytes,
+)
+from trainwire_server.training.intervals import bootstrap_intervals
 from trainwire_server.training.losses import plain_loss
 from trainwire_server.training.metrics import Tally, split_metrics
 from trainwire_server.training.plan import describe_start
+from trainwire_server.training.replicas import Replica
 from trainwire_server.training.seeds import reseed
 from trainwire_server.training.setup import EVALUATION_FACTOR, Samples, Setup, set_up
-from trainwire_server.training.steps import fit_into_memory, set_gradients
+from trainwire_server.training.steps import Part, fit_into_memory, set_gradients
 
 HEARTBEAT_SECONDS = 1.0
 COLLAPSE_SHARE = 0.9
@@ -100,7 +107,8 @@ def fit(
         Events with the oneof alone set. First `warning`, `started` and, if there is a checkpoint
         to go on from, `resumed`; if `is_started`, `resumed` alone, of epoch 0 if there is none.
         Then `progress`, `warning`, `epoch`, `succeeded`. An epoch's warning comes before its
-        `epoch`; that its checkpoint could not be written, after it.
+        `epoch`; that its checkpoint could not be written, after it; that there is no ONNX file,
+        before `succeeded`.
 
     Raises:
         JobFailure: the data cannot be used, or NON_FINITE_LOSS, OUT_OF_MEMORY (even for a single
@@ -110,7 +118,8 @@ def fit(
     """
     effective = contract.resolve(request)
     with memory_errors_explained():
-        prepared = prepare(effective, table)
+        with large_blocks_given_back():
+            prepared = prepare(effective, table)
         yield from train(
             effective, prepared, folder, threads, cancelled, draining, last_epoch, is_started
         )
@@ -180,7 +189,6 @@ def _run_epochs(  # noqa: C901, PLR0915 - one flat loop, for the reason given be
     names = prepared.class_names
     stop_if_cancelled = partial(_stop_if_cancelled, cancelled, progress)
 
-    model.train()
     for epoch in range(progress.epoch + 1, epochs + 1):
         if 0 < patience <= progress.epoch - progress.best_epoch:
             break
@@ -188,7 +196,8 @@ def _run_epochs(  # noqa: C901, PLR0915 - one flat loop, for the reason given be
             yield from checkpoints.settle()
             raise Drained(progress.epoch)
         began = beat = time.monotonic()
-        order = reseed(trainer.seed, epoch).permutation(setup.balance.positions)
+        rng = reseed(trainer.seed, epoch, setup.replicas.generators)
+        order = rng.permutation(setup.balance.positions)
         samples = setup.train.take(order)
         batches = samples.batches(batch_size)
         tally = Tally(len(names), setup.device)
@@ -225,7 +234,7 @@ def _run_epochs(  # noqa: C901, PLR0915 - one flat loop, for the reason given be
 
         tally = yield from _evaluate(setup, setup.validation, progress, cancelled)
         validation_loss = _finite(tally.loss(), "validation", epoch, request)
-        validation = split_metrics(validation_loss, tally.matrix(), names)
+        validation = split_metrics(validation_loss, tally.matrix(), names, tally.scores())
         schedule.after_epoch(validation_loss)
 
         score = _score(validation, trainer.early_stopping_metric)
@@ -272,10 +281,44 @@ def _finish(
         epochs_run=progress.epoch,
         stopped_early=progress.epoch < request.trainer.epochs,
         validation=progress.best_validation,
-        test=split_metrics(test_loss, tally.matrix(), prepared.class_names),
+        test=split_metrics(test_loss, tally.matrix(), prepared.class_names, tally.scores()),
+        test_intervals=_intervals(request, prepared, tally),
     )
-    bundle.write(folder / bundle.FOLDER, request, prepared, progress.best_weights, succeeded)
+    weights = progress.best_weights
+    onnx = yield from _export(request, prepared, weights, _windows_at_once(progress.micro_batch))
+    bundle.write(folder / bundle.FOLDER, request, prepared, weights, succeeded, onnx)
     yield training_pb2.TrainingEvent(succeeded=succeeded)
+
+
+def _export(
+    request: training_pb2.TrainingRequest,
+    prepared: Prepared,
+    weights: checkpoint.Weights,
+    at_once: int,
+) -> Generator[training_pb2.TrainingEvent, None, bytes | None]:
+    """The ONNX file; None, and a warning, where there is none for this network."""
+    try:
+        return onnx_model.export(request, prepared, weights, at_once)
+    except onnx_model.NotExported as error:
+        message = (
+            f"the model has no {bundle.ONNX}: {error}; the other files are whole, and "
+            "trainwire_client.bundle.load_bundle predicts with them"
+        )
+        reason = training_pb2.WARNING_REASON_ONNX_NOT_WRITTEN
+        warning = training_pb2.JobWarning(reason=reason, message=message)
+        yield training_pb2.TrainingEvent(warning=warning)
+        return None
+
+
+def _intervals(
+    request: training_pb2.TrainingRequest, prepared: Prepared, tally: Tally
+) -> list[training_pb2.MetricInterval]:
+    scores, data = tally.scores(), request.data
+    if scores is None or not data.HasField("chronological"):
+        return []
+    horizon: int = getattr(data, str(data.WhichOneof("target"))).horizon
+    block = prepared.sequence_length + horizon
+    return bootstrap_intervals(scores, prepared.class_names, block, request.trainer.seed)
 
 
 def _evaluate(
@@ -289,26 +332,33 @@ def _evaluate(
 def evaluate(
     setup: Setup, samples: Samples, micro_batch: int, stop_if_cancelled: Callable[[], None]
 ) -> Tally:
-    """Plain cross-entropy and confusion matrix of the current weights; the model stays in training.
+    """Plain cross-entropy and confusion matrix of the current weights.
 
     Samples come as they are: neither resampled nor augmented.
 
     Args:
         micro_batch: most windows of a training step; here there may be more.
     """
-    # Down to one, like training: that is the least that memory can be enough for.
-    size = EVALUATION_FACTOR * micro_batch if micro_batch > 1 else 1
-    tally = Tally(len(setup.weights), setup.device)
-    setup.model.eval()
-    with torch.inference_mode():
-        for starts, labels in samples.batches(size):
-            stop_if_cancelled()
-            with setup.autocast():
-                logits = setup.model(setup.windows[starts])
-            logits = logits.float()
-            tally.add(*plain_loss(logits, labels), logits, labels)
-    setup.model.train()
+    tally = Tally(len(setup.weights), setup.device, keeps_scores=True)
+    for batch in samples.batches(_windows_at_once(micro_batch)):
+        stop_if_cancelled()
+        for part in setup.replicas.map(partial(_predict, setup), *batch):
+            tally.add(*part)
     return tally
+
+
+def _windows_at_once(micro_batch: int) -> int:
+    """Most windows that are computed together without gradients."""
+    # Down to one, like training: that is the least that memory can be enough for.
+    return EVALUATION_FACTOR * micro_batch if micro_batch > 1 else 1
+
+
+@torch.inference_mode()
+def _predict(setup: Setup, _: Replica, starts: Tensor, labels: Tensor) -> Part:
+    with setup.autocast():
+        logits = setup.model(setup.inputs[starts])
+    logits = logits.float()
+    return *plain_loss(logits, labels), logits, labels
 
 
 def _stop_if_cancelled(cancelled: Callable[[], bool], progress: checkpoint.Progress) -> None:

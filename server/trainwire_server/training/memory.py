@@ -11,6 +11,7 @@ from trainwire.v1 import training_pb2
 from trainwire_server.data.prepare import Prepared
 from trainwire_server.data.table import StoredTable
 from trainwire_server.training import bundle
+from trainwire_server.training.extraction import Extraction
 from trainwire_server.training.setup import EVALUATION_FACTOR, Setup
 
 _BASE_BYTES = 2**27
@@ -33,10 +34,10 @@ def estimate_bytes(
     The larger of two moments. Preparing: the stored columns that are read (memory-mapped), the
     float32 matrix and some columns more. Training: the matrix, positions of samples, parameters,
     gradients, optimizer state, best weights, a checkpoint that is written while the next epoch
-    trains, and the activations of a batch. Activations are
-    measured: a forward pass of one window and one of two tell what one window more keeps for the
-    backward pass, which is taken times the batch size; evaluation keeps nothing, but its batches
-    are larger, and a layer's inputs and outputs are there together.
+    trains, features that a fixed part of the network gives, and the activations of a batch.
+    Activations are measured: a forward pass of one window and one of two tell what one window more
+    keeps for the backward pass, which is taken times the batch size; evaluation keeps nothing, but
+    its batches are larger, and a layer's inputs and outputs are there together.
 
     Args:
         request: effective parameters (`contract.resolve`).
@@ -50,7 +51,8 @@ def estimate_bytes(
     positions = 16 * windows + 40 * len(setup.balance.positions)
     parameters = _PARAMETER_BYTES * bundle.count_parameters(setup.model)
     batch = _batch_bytes(setup, request.trainer.batch_size)
-    return _BASE_BYTES + matrix + max(preparing, positions + parameters + batch)
+    kept = setup.inputs.nbytes if isinstance(setup.inputs, Extraction) else 0
+    return _BASE_BYTES + matrix + max(preparing, positions + parameters + kept + batch)
 
 
 def _batch_bytes(setup: Setup, batch_size: int) -> int:
@@ -67,7 +69,7 @@ def _evaluated(setup: Setup, batch_size: int) -> int:
 
 def _step_bytes(setup: Setup, count: int) -> tuple[int, int]:
     """Bytes of a training step and of an evaluation step of so many windows."""
-    windows = setup.windows[setup.train.starts[:1].expand(count)]
+    model, windows = setup.replicas.one.model, setup.inputs[setup.train.starts[:1].expand(count)]
     saved: dict[int, int] = {}
     layers: list[int] = []
 
@@ -80,13 +82,13 @@ def _step_bytes(setup: Setup, count: int) -> tuple[int, int]:
         held = [tensor for tensor in (*inputs, *made) if isinstance(tensor, Tensor)]
         layers.append(sum(tensor.nbytes for tensor in held))
 
-    hooks = [module.register_forward_hook(note_layer) for module in setup.model.modules()]
+    hooks = [module.register_forward_hook(note_layer) for module in model.modules()]
     with saved_tensors_hooks(note_saved, lambda tensor: tensor), setup.autocast():
         # Kept until the end: it holds the saved tensors, whose addresses must stay theirs.
-        logits = setup.model(windows)
+        logits = model(windows)
     for hook in hooks:
         hook.remove()
-    for parameter in setup.model.parameters():
+    for parameter in model.parameters():
         saved.pop(parameter.untyped_storage().data_ptr(), None)
     training = round(_BACKWARD_FACTOR * sum(saved.values())) + logits.nbytes
     return windows.nbytes + training, windows.nbytes + max(layers)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+from google.protobuf.message import Message
+
 from trainwire import contract
 from trainwire.v1 import training_pb2
 from trainwire_server.data.prepare import Prepared, Split
@@ -11,8 +13,8 @@ from trainwire_server.data.prepare import Prepared, Split
 _TEMPLATE = """\
 # {architecture}: {classes}
 
-A time-series classifier trained by trainwire: it takes the last {sequence_length} rows of
-{features} features and gives a probability for each of {class_count} classes.
+A time-series classifier trained by trainwire: it takes {input} and gives a
+probability for each of {class_count} classes.
 
 - Dataset: `{dataset}`
 - Request digest: `{digest}`
@@ -20,20 +22,20 @@ A time-series classifier trained by trainwire: it takes the last {sequence_lengt
 
 ## Data
 
-| split | rows | windows |
+| split | rows | {samples} |
 | --- | --- | --- |
 {splits}
 
 ## Metrics
 
-| split | loss | accuracy | balanced accuracy | macro F1 |
-| --- | --- | --- | --- | --- |
+| split | loss | accuracy | balanced accuracy | macro F1 | MCC | ROC AUC |
+| --- | --- | --- | --- | --- | --- | --- |
 {metrics}
-
+{intervals}
 Test split, by class:
 
-| class | precision | recall | F1 | windows | share of predictions |
-| --- | --- | --- | --- | --- | --- |
+| class | precision | recall | F1 | ROC AUC | {samples} | share of predictions |
+| --- | --- | --- | --- | --- | --- | --- |
 {class_rows}
 
 ## What these figures do and do not show
@@ -41,22 +43,23 @@ Test split, by class:
 - The loss is plain cross-entropy, neither weighted nor smoothed.
 - The epoch was picked by its validation metrics, which are therefore optimistic; the test split was
   read once, afterwards.
-- They are one run with one seed on one split: another seed or period gives other figures. Windows
-  overlap, so there is less independent evidence than the number of windows suggests.
+- They are one run with one seed on one split: another seed or split gives other figures.{overlap}
 - The loss of training was reshaped by class balancing and focal weighting where the settings below
   say so; the probabilities are then not calibrated.
-- The split is by time; data whose behaviour has changed since are not covered.
+- {split_note}
 
 ## Use
+{onnx_use}
+With torch, for what needs the network itself:
 
 ```python
-# pip install 'trainwire[predict]'
+# pip install 'trainwire[torch]'
 from trainwire_client.bundle import load_bundle
 
 model = load_bundle("PATH/OF/THIS/FOLDER")
-model.feature_columns         # the order of the last axis
-model.predict_proba(windows)  # raw values [n, {sequence_length}, {features}]; scales by itself
-model.predict(windows)        # class names
+model.feature_columns         # the order of the {feature_axis} axis
+model.predict_proba({samples})  # raw values {shape}; scales by itself
+model.predict({samples})        # class names
 ```
 
 ## Settings
@@ -68,9 +71,62 @@ Every parameter with the value that was used (`request.json`):
 ```
 """
 
+_ONNX_USE = """
+With onnxruntime alone; scaling and class names are in the file:
+
+```python
+# pip install onnxruntime
+import json
+import onnxruntime
+
+model = onnxruntime.InferenceSession("PATH/OF/THIS/FOLDER/model.onnx")
+names = json.loads(model.get_modelmeta().custom_metadata_map["class_names"])
+(probabilities,) = model.run(None, {{"windows": {samples}}})  # raw values, float64 {shape}
+predicted = [names[i] for i in probabilities.argmax(axis=1)]
+```
+
+For the rows of a Parquet, CSV or Arrow file, with `pip install 'trainwire[cli,predict]'`:
+
+```sh
+trainwire predict PATH/OF/THIS/FOLDER FILE --output predictions.csv
+```
+"""
+_NO_ONNX_USE = """
+There is no `model.onnx`: a warning of the job says why.
+"""
+_INTERVALS = """
+Test split, {level:.0%} intervals by block bootstrap over its windows in time order:
+
+| metric | interval |
+| --- | --- |
+{rows}
+"""
+_METRICS = (
+    "loss",
+    "accuracy",
+    "balanced_accuracy",
+    "macro_f1",
+    "matthews_correlation",
+    "roc_auc",
+)
+
+
+_SPLIT_NOTES = {
+    "chronological": "The split is by the order of the rows, which is time where they have one; "
+    "data whose behaviour has changed since are not covered.",
+    "stratified": "The split is by chance: rows that resemble each other, of one person or machine "
+    "say, are in several splits, and others than those of the data are not covered.",
+    "split_column": "The split is the one that a column of the data says; how far it tells of "
+    "other data depends on how that was chosen.",
+}
+
 
 def render(
-    request: training_pb2.TrainingRequest, prepared: Prepared, result: training_pb2.JobSucceeded
+    request: training_pb2.TrainingRequest,
+    prepared: Prepared,
+    result: training_pb2.JobSucceeded,
+    *,
+    has_onnx: bool,
 ) -> str:
     """The model card in Markdown.
 
@@ -78,22 +134,47 @@ def render(
         request: effective parameters (`contract.resolve`).
         prepared: what it was trained on.
         result: best epoch and metrics.
+        has_onnx: whether `model.onnx` is in the bundle.
     """
+    described = _describe_input(request, prepared)
     return _TEMPLATE.format(
         architecture=request.model.WhichOneof("architecture"),
         classes=", ".join(_cell(name) for name in prepared.class_names[:10]),
         class_count=len(prepared.class_names),
-        sequence_length=prepared.sequence_length,
-        features=len(prepared.feature_columns),
+        split_note=_SPLIT_NOTES[request.data.WhichOneof("split") or "chronological"],
+        **described,
+        onnx_use=(_ONNX_USE if has_onnx else _NO_ONNX_USE).format(**described),
         dataset=request.dataset,
         digest=contract.request_digest(request),
         best_epoch=result.best_epoch,
         epochs_run=result.epochs_run,
         splits=_split_rows(prepared),
         metrics=_metric_rows(result),
+        intervals=_intervals(result),
         class_rows="\n".join(_class_row(metrics) for metrics in result.test.classes),
         settings=json.dumps(json.loads(contract.canonical_json(request)), indent=2),
     )
+
+
+def _describe_input(request: training_pb2.TrainingRequest, prepared: Prepared) -> dict[str, str]:
+    """What the model takes, in the words of its layout."""
+    steps, features = prepared.sequence_length, len(prepared.feature_columns)
+    if request.data.WhichOneof("layout") == "samples":
+        return {
+            "samples": "series",
+            "input": f"a series of {steps} steps in {features} channels",
+            "overlap": "",
+            "feature_axis": "middle",
+            "shape": f"[n, {features}, {steps}]",
+        }
+    return {
+        "samples": "windows",
+        "input": f"the last {steps} rows of {features} features",
+        "overlap": " Windows\n  overlap, so there is less independent evidence than the number of "
+        "windows suggests.",
+        "feature_axis": "last",
+        "shape": f"[n, {steps}, {features}]",
+    }
 
 
 def _row(*cells: str) -> str:
@@ -119,12 +200,27 @@ def _split_rows(prepared: Prepared) -> str:
 def _metric_rows(result: training_pb2.JobSucceeded) -> str:
     parts = {"validation": result.validation, "test": result.test}
     return "\n".join(
-        _row(name, *(f"{x:.4f}" for x in (m.loss, m.accuracy, m.balanced_accuracy, m.macro_f1)))
-        for name, m in parts.items()
+        _row(name, *(_score(m, metric) for metric in _METRICS)) for name, m in parts.items()
     )
 
 
+def _score(metrics: Message, name: str) -> str:
+    """A metric that does not exist for these data is left empty."""
+    is_optional = metrics.DESCRIPTOR.fields_by_name[name].has_presence
+    missing = is_optional and not metrics.HasField(name)
+    return "" if missing else f"{getattr(metrics, name):.4f}"
+
+
+def _intervals(result: training_pb2.JobSucceeded) -> str:
+    if not result.test_intervals:
+        return ""
+    rows = [
+        _row(each.metric, f"{each.lower:.4f} to {each.upper:.4f}") for each in result.test_intervals
+    ]
+    return _INTERVALS.format(level=result.test_intervals[0].level, rows="\n".join(rows))
+
+
 def _class_row(metrics: training_pb2.ClassMetrics) -> str:
-    scores = (f"{score:.4f}" for score in (metrics.precision, metrics.recall, metrics.f1))
+    scores = (_score(metrics, name) for name in ("precision", "recall", "f1", "roc_auc"))
     share = f"{metrics.predicted_share:.4f}"
     return _row(_cell(metrics.name), *scores, str(metrics.support), share)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trainwire.architectures.build import build
+from trainwire.architectures.fitted import FittedNetwork
 from trainwire.v1 import training_pb2
 from trainwire_server.data.prepare import Prepared, Split
 from trainwire_server.training.balancing import (
@@ -22,6 +23,8 @@ from trainwire_server.training.balancing import (
     undersample,
 )
 from trainwire_server.training.devices import find_device, find_precision, fix_arithmetic
+from trainwire_server.training.extraction import Extraction, is_small_enough
+from trainwire_server.training.replicas import Replicas
 from trainwire_server.training.schedules import Schedule
 from trainwire_server.training.seeds import reseed
 
@@ -75,8 +78,12 @@ class Setup:
 
     Attributes:
         threads: threads it computes with on the CPU.
+        model: in evaluation; holds the weights.
+        replicas: of the model, in training.
         windows: float32 [rows - T + 1, features, T], a view of the resident matrix: the windows
             themselves come into being batch by batch, by indexing it with their first rows.
+        inputs: what the network takes, by first row too: the windows, or what a fixed first part
+            of the network makes of them.
         weights: float32 [classes], of the loss.
         gamma: focusing exponent; 0 where focal loss is off.
         noise: standard deviation; 0 where augmentation is off.
@@ -86,9 +93,11 @@ class Setup:
     threads: int
     precision: training_pb2.Precision.ValueType
     model: nn.Module
+    replicas: Replicas
     optimizer: torch.optim.AdamW
     schedule: Schedule
     windows: Tensor
+    inputs: Tensor | Extraction
     train: Samples
     validation: Samples
     test: Samples
@@ -115,34 +124,62 @@ def set_up(request: training_pb2.TrainingRequest, prepared: Prepared, threads: i
         JobFailure: DEVICE_UNAVAILABLE.
     """
     trainer, balancing = request.trainer, request.balancing
-    fix_arithmetic(threads, trainer.deterministic)
+    fix_arithmetic(trainer.deterministic)
     device = find_device(request.resources.device)
     rng = reseed(trainer.seed, 0)
     classes = len(prepared.class_names)
     # Initial weights are drawn on the CPU, so that they are the same on every device.
-    model = build(request.model, len(prepared.feature_columns), classes).to(device)
+    model = _build(request, prepared, threads).to(device).eval()
+    replicas = Replicas(model, threads, trainer.batch_size, device)
+    torch.set_num_threads(replicas.inner_threads)
     optimizer = torch.optim.AdamW(
         model.parameters(), trainer.learning_rate, weight_decay=trainer.weight_decay, fused=True
     )
     balance = _balance(balancing, prepared.train.labels, classes, rng)
     steps = -(-len(balance.positions) // trainer.batch_size)
     matrix = torch.from_numpy(prepared.features).to(device)
+    windows = matrix.unfold(0, prepared.sequence_length, 1)
+    splits = [_samples(s, device) for s in (prepared.train, prepared.validation, prepared.test)]
+    train, validation, test = splits
     return Setup(
         device=device,
         threads=threads,
         precision=find_precision(trainer.precision, device),
         model=model,
+        replicas=replicas,
         optimizer=optimizer,
         schedule=Schedule(trainer, optimizer, steps),
-        windows=matrix.unfold(0, prepared.sequence_length, 1),
-        train=_samples(prepared.train, device),
-        validation=_samples(prepared.validation, device),
-        test=_samples(prepared.test, device),
+        windows=windows,
+        inputs=_inputs(request, model, windows, splits),
+        train=train,
+        validation=validation,
+        test=test,
         balance=balance,
         weights=torch.from_numpy(balance.weights).to(device, torch.float32),
         gamma=balancing.focal_gamma if balancing.use_focal_loss else 0.0,
         noise=trainer.gaussian_noise_std if trainer.use_augmentation else 0.0,
     )
+
+
+def _build(request: training_pb2.TrainingRequest, prepared: Prepared, threads: int) -> nn.Module:
+    features, classes = len(prepared.feature_columns), len(prepared.class_names)
+    network = build(request.model, features, classes, prepared.sequence_length)
+    if isinstance(network, FittedNetwork):
+        torch.set_num_threads(threads)
+        windows = torch.from_numpy(prepared.features).unfold(0, prepared.sequence_length, 1)
+        # Validation and test windows stay unseen; classes are as frequent as they are.
+        network.fit_to(windows, torch.from_numpy(prepared.train.starts))
+    return network
+
+
+def _inputs(
+    request: training_pb2.TrainingRequest, model: nn.Module, windows: Tensor, splits: list[Samples]
+) -> Tensor | Extraction:
+    # Augmented windows are others in every epoch, and so are their features.
+    if request.trainer.use_augmentation or not isinstance(model, FittedNetwork):
+        return windows
+    rows = torch.cat([split.starts for split in splits])
+    return Extraction(model, windows, rows) if is_small_enough(model, len(rows)) else windows
 
 
 def _samples(split: Split, device: torch.device) -> Samples:

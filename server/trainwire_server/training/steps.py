@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainwire.v1 import training_pb2
 from trainwire_server.training.augment import add_gaussian_noise
 from trainwire_server.training.checkpoint import Progress
 from trainwire_server.training.devices import free_memory, is_memory_error
 from trainwire_server.training.losses import focal_loss
+from trainwire_server.training.replicas import Replica
 from trainwire_server.training.setup import Samples, Setup
 
 Part = tuple[Tensor, Tensor, Tensor, Tensor]
 """Numerator and denominator of the loss, logits, labels: what `Tally.add` takes; no gradients."""
 
+_Differentiated = tuple[Part, Sequence[Tensor]]
 _T = TypeVar("_T")
 
 
@@ -31,26 +33,53 @@ def set_gradients(
     alone (and in what dropout and noise draw).
 
     Args:
-        setup: its model is in training.
+        setup: what the run holds.
         smoothing: share of each label that is spread over all classes.
         starts: int64 [batch], first row of each window.
         labels: int64 [batch].
-        micro_batch: most windows of a part.
+        micro_batch: most windows that are computed at a time, in a part for each replica.
     """
-    setup.optimizer.zero_grad()
+    setup.optimizer.zero_grad(set_to_none=False)
     whole = setup.weights[labels].sum()
+
+    def gather_and_differentiate(replica: Replica, rows: Tensor, own: Tensor) -> _Differentiated:
+        return differentiate(setup, smoothing, whole, replica, setup.inputs[rows], own)
+
     parts = []
-    for rows, own in Samples(starts, labels).batches(micro_batch):
-        windows = setup.windows[rows]
-        if setup.noise > 0:
-            windows = add_gaussian_noise(windows, setup.noise)
-        with setup.autocast():
-            logits = setup.model(windows)
-        logits = logits.float()
-        loss, weight = focal_loss(logits, own, setup.weights, setup.gamma, smoothing)
-        torch.autograd.backward(loss / whole)
-        parts.append((loss.detach(), weight, logits.detach(), own))
+    for batch in Samples(starts, labels).batches(micro_batch):
+        for part, gradients in setup.replicas.map(gather_and_differentiate, *batch):
+            add_gradients(setup.model, gradients)
+            parts.append(part)
     return parts
+
+
+def differentiate(
+    setup: Setup, smoothing: float, whole: Tensor, replica: Replica, windows: Tensor, labels: Tensor
+) -> _Differentiated:
+    """A part of a batch, and the gradient of its share of the loss for each parameter.
+
+    Args:
+        whole: denominator of the batch's loss.
+        windows: float32 [part, features, time], or features of a network's fixed part.
+        labels: int64 [part].
+    """
+    if setup.noise > 0:
+        windows = add_gaussian_noise(windows, setup.noise, replica.generator)
+    with setup.autocast():
+        logits = replica.model(windows)
+    logits = logits.float()
+    loss, weight = focal_loss(logits, labels, setup.weights, setup.gamma, smoothing)
+    gradients = torch.autograd.grad(loss / whole, list(replica.model.parameters()))
+    return (loss.detach(), weight, logits.detach(), labels), gradients
+
+
+def add_gradients(model: nn.Module, gradients: Sequence[Tensor]) -> None:
+    """Add to each parameter's gradient, which always has the parameter's layout in memory."""
+    # What autograd returns may be transposed, and the fused optimizer reads memory as it lies.
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        parameter.grad += gradient
 
 
 def fit_into_memory(

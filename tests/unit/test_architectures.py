@@ -155,14 +155,13 @@ def test_a_network_in_a_run_is_that_of_its_bundle(
     assert torch.equal(setup.model(windows), loaded(windows))
 
 
-def test_a_resumed_run_is_the_undisturbed_run(
-    architecture: str,
+def test_a_resumed_run_of_a_fitted_network_is_the_undisturbed_run(
     run: Run,
     make_request: MakeRequest,
     make_prepared: MakePrepared,
     tmp_path: Path,
 ) -> None:
-    request = make_request(**sizes_of(architecture), trainer__use_augmentation="false")
+    request = make_request(**sizes_of("mini_rocket"), trainer__use_augmentation="false")
     run(request, folder="undisturbed")
     (tmp_path / "job").mkdir()
     begun = fit.train(request, make_prepared(), tmp_path / "job", 1, lambda: False)

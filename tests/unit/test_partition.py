@@ -291,7 +291,7 @@ def _ends(case: Case) -> list[int]:
     return [bound for bound, each in zip(bounds, case.times, strict=True) for _ in each]
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(_cases())
 def test_a_window_belongs_to_a_split_if_every_row_of_its_span_does(case: Case) -> None:
     """Promise 9: spans of different splits have no row in common, whatever the column says."""
@@ -325,7 +325,7 @@ def test_a_window_belongs_to_a_split_if_every_row_of_its_span_does(case: Case) -
         assert counted == len(whole)
 
 
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(_cases())
 def test_held_out_windows_come_after_those_that_train(case: Case) -> None:
     found = _prepare_case(case)

@@ -31,8 +31,8 @@ demo: install ## train on real market data over the wire and show the result
 serve: install ## run a server on 127.0.0.1:50051
 	$(BIN)/trainwire-server --data-dir trainwire-data
 
-test: install ## run the tests but test-faults, a file at a time in each of two processes
-	$(BIN)/pytest -q -n 2 --dist loadfile --ignore tests/faults
+test: install ## run the tests but test-faults, a file at a time in each of three processes
+	$(BIN)/pytest -q -n 3 --dist loadfile --ignore tests/faults
 
 test-faults: install ## kill, stop and cut off real processes; FULL=1 for all trials, SEED= for the same
 	FAULTS_FULL=$(FULL) FAULTS_SEED=$(SEED) $(BIN)/pytest -q -n 2 --dist worksteal tests/faults

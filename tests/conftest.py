@@ -300,3 +300,11 @@ def columns() -> Callable[..., dict[str, np.ndarray[Any, Any]]]:
 def small() -> Callable[..., training_pb2.TrainingRequest]:
     """`small_request`, for tests with a dataset of their own."""
     return small_request
+
+
+@pytest.fixture
+def without_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings in this process write an empty `model.onnx`: of a tiny one it is half the time."""
+    from trainwire_server.training import onnx_model
+
+    monkeypatch.setattr(onnx_model, "export", lambda *_: b"")

@@ -31,6 +31,8 @@ from trainwire_client.errors import AlreadyExistsError, DeviceUnavailableError
 from trainwire_server.data import profile
 from trainwire_server.training.fit import fit
 
+pytestmark = pytest.mark.usefixtures("without_onnx")
+
 Settings = Mapping[str, str]
 Fit = Callable[..., Iterator[training_pb2.TrainingEvent]]
 RequestFor = Callable[..., training_pb2.TrainingRequest]

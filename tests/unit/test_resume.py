@@ -23,6 +23,8 @@ from trainwire_server.errors import JobFailure
 from trainwire_server.training import checkpoint, fit, schedules
 from trainwire_server.training.setup import set_up
 
+pytestmark = pytest.mark.usefixtures("without_onnx")
+
 MakePrepared = Callable[..., Prepared]
 MakeRequest = Callable[..., training_pb2.TrainingRequest]
 Request = training_pb2.TrainingRequest

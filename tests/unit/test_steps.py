@@ -25,6 +25,8 @@ from trainwire_server.training.devices import memory_errors_explained
 from trainwire_server.training.setup import EVALUATION_FACTOR, Setup, set_up
 from trainwire_server.training.steps import set_gradients
 
+pytestmark = pytest.mark.usefixtures("without_onnx")
+
 MakePrepared = Callable[..., Prepared]
 MakeRequest = Callable[..., training_pb2.TrainingRequest]
 Events = list[training_pb2.TrainingEvent]

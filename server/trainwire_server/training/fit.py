@@ -197,14 +197,15 @@ def _run_epochs(  # noqa: C901, PLR0915 - one flat loop, for the reason given be
             raise Drained(progress.epoch)
         began = beat = time.monotonic()
         rng = reseed(trainer.seed, epoch, setup.replicas.generators)
-        order = rng.permutation(setup.balance.positions)
-        samples = setup.train.take(order)
-        batches = samples.batches(batch_size)
+        order = torch.from_numpy(rng.permutation(setup.balance.positions)).to(setup.device)
+        batches = torch.split(order, batch_size)
         tally = Tally(len(names), setup.device)
         rate = schedule.learning_rate
-        for step, (starts, labels) in enumerate(batches, start=1):
+        for step, positions in enumerate(batches, start=1):
             stop_if_cancelled()
-            compute = partial(set_gradients, setup, smoothing, starts, labels)
+            # Batch by batch: of a large table, all at once would take as much as the order itself.
+            batch = setup.train.take(positions)
+            compute = partial(set_gradients, setup, smoothing, batch.starts, batch.labels)
             parts = yield from fit_into_memory(compute, progress, setup.device)
             if clip_norm > 0:
                 clip_grad_norm_(model.parameters(), clip_norm)

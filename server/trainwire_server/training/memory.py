@@ -48,7 +48,7 @@ def estimate_bytes(
     rows, matrix = len(prepared.features), prepared.features.nbytes
     preparing = StoredTable(table).size_bytes(prepared.feature_columns) + _ROW_BYTES * rows
     windows = len(setup.train) + len(setup.validation) + len(setup.test)
-    positions = 16 * windows + 40 * len(setup.balance.positions)
+    positions = 16 * windows + 24 * len(setup.balance.positions)
     parameters = _PARAMETER_BYTES * bundle.count_parameters(setup.model)
     batch = _batch_bytes(setup, request.trainer.batch_size)
     kept = setup.inputs.nbytes if isinstance(setup.inputs, Extraction) else 0

@@ -42,10 +42,9 @@ class Samples:
     def __len__(self) -> int:
         return len(self.starts)
 
-    def take(self, positions: npt.NDArray[np.int64]) -> Samples:
-        """The samples at these positions, in this order."""
-        index = torch.from_numpy(positions).to(self.starts.device)
-        return Samples(self.starts[index], self.labels[index])
+    def take(self, positions: Tensor) -> Samples:
+        """The samples at these positions (int64, on the device), in this order."""
+        return Samples(self.starts[positions], self.labels[positions])
 
     def batches(self, size: int) -> list[tuple[Tensor, Tensor]]:
         """(starts, labels) of each batch, in order; the last may be smaller."""

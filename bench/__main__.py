@@ -26,14 +26,14 @@ PACKAGES = ["torch", "numpy", "grpcio", "scikit-learn", "lightning", "tsai", "fa
 
 def main() -> None:
     """Measure, print the table, write the results and the page."""
-    began = time.monotonic()
+    began, load = time.monotonic(), os.getloadavg()[2]
     figures = _measure()
     print("\n".join(figure.row() for figure in [*figures, gpu.LOOP, gpu.REPLAY]))
     facts = describe_machine(PACKAGES) | {
         "threads": f"{THREADS} for every side",
         "rounds": str(ROUNDS),
         "date": time.strftime("%Y-%m-%d"),
-        "load of the machine when it began": f"{os.getloadavg()[2]:.1f}",
+        "load of the machine when it began": f"{load:.1f}",
         "run": f"{(time.monotonic() - began) / 60:.0f} minutes",
     }
     device = f"CPU, {os.cpu_count()} cores"

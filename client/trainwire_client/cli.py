@@ -602,19 +602,8 @@ def _displaced(
     return [
         contract.Violation(path, "excluded by another option, which chooses otherwise")
         for path in paths
-        if path not in known and not _is_there(request, path.split(".")[:-1])
+        if path not in known and not contract.is_there(request, path)
     ]
-
-
-def _is_there(message: Message, parents: list[str]) -> bool:
-    for name in parents:
-        field = message.DESCRIPTOR.fields_by_name[name]
-        if not field.has_presence:
-            return True  # a map: what follows is a key
-        if not message.HasField(name):
-            return False
-        message = getattr(message, name)
-    return True
 
 
 def _with_data(

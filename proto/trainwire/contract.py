@@ -195,6 +195,8 @@ def is_there(message: Message, path: str) -> bool:
     value: Any = message
     for name in path.split(".")[:-1]:
         field = value.DESCRIPTOR.fields_by_name[name]
+        if not field.has_presence:
+            return True  # a map: what follows is a key
         if field.containing_oneof is not None and not value.HasField(name):
             return False
         value = getattr(value, name)

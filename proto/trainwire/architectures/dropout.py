@@ -30,7 +30,7 @@ class Dropout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` with some values 0 and the others larger by 1 / (1 - p), of the same shape."""
-        if not self.training or x.device.type != "cpu":
+        if not self.training or self.p == 0 or x.device.type != "cpu":
             return dropout(x, self.p, self.training)
         dropped = round(self.p * _STEPS)
         kept = self._draw(x.shape) >= dropped - _STEPS // 2

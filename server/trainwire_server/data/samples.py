@@ -128,14 +128,14 @@ def _explain_split(request: training_pb2.TrainingRequest) -> str:
 def _explain_span(request: training_pb2.TrainingRequest) -> str:
     if _noun(request) == "sample":
         return ""
-    length, horizon = request.data.windows.sequence_length, _horizon(request)
+    length, horizon = request.data.windows.sequence_length, label_horizon(request)
     return (
         f"A window with its label takes {length + horizon} rows "
         f"(sequence_length {length}, horizon {horizon}), all of one split"
     )
 
 
-def _horizon(request: training_pb2.TrainingRequest) -> int:
+def label_horizon(request: training_pb2.TrainingRequest) -> int:
     if request.data.WhichOneof("target") == "threshold":
         return request.data.threshold.horizon
     return request.data.column.horizon

@@ -16,6 +16,7 @@ from trainwire import contract
 from trainwire.contract import Violation
 from trainwire.v1 import training_pb2
 from trainwire_server.data.prepare import Prepared, prepare
+from trainwire_server.data.samples import label_horizon
 from trainwire_server.errors import JobFailure
 from trainwire_server.training import bundle, checkpoint, onnx_model
 from trainwire_server.training.devices import (
@@ -27,6 +28,7 @@ from trainwire_server.training.intervals import bootstrap_intervals
 from trainwire_server.training.losses import plain_loss
 from trainwire_server.training.metrics import Tally, split_metrics
 from trainwire_server.training.plan import describe_start
+from trainwire_server.training.ranking import Scores
 from trainwire_server.training.replicas import Replica
 from trainwire_server.training.seeds import reseed
 from trainwire_server.training.setup import EVALUATION_FACTOR, Samples, Setup, set_up
@@ -276,14 +278,15 @@ def _finish(
     """Test the best weights and write the bundle."""
     setup.model.load_state_dict(progress.best_weights)
     tally = yield from _evaluate(setup, setup.test, progress, cancelled)
+    scores = tally.scores()
     test_loss = _finite(tally.loss(), "test", progress.best_epoch, request)
     succeeded = training_pb2.JobSucceeded(
         best_epoch=progress.best_epoch,
         epochs_run=progress.epoch,
         stopped_early=progress.epoch < request.trainer.epochs,
         validation=progress.best_validation,
-        test=split_metrics(test_loss, tally.matrix(), prepared.class_names, tally.scores()),
-        test_intervals=_intervals(request, prepared, tally),
+        test=split_metrics(test_loss, tally.matrix(), prepared.class_names, scores),
+        test_intervals=_intervals(request, prepared, scores),
     )
     weights = progress.best_weights
     onnx = yield from _export(request, prepared, weights, _windows_at_once(progress.micro_batch))
@@ -312,13 +315,11 @@ def _export(
 
 
 def _intervals(
-    request: training_pb2.TrainingRequest, prepared: Prepared, tally: Tally
+    request: training_pb2.TrainingRequest, prepared: Prepared, scores: Scores | None
 ) -> list[training_pb2.MetricInterval]:
-    scores, data = tally.scores(), request.data
-    if scores is None or not data.HasField("chronological"):
+    if scores is None or not request.data.HasField("chronological"):
         return []
-    horizon: int = getattr(data, str(data.WhichOneof("target"))).horizon
-    block = prepared.sequence_length + horizon
+    block = prepared.sequence_length + label_horizon(request)
     return bootstrap_intervals(scores, prepared.class_names, block, request.trainer.seed)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-_MARKET = ("SELL", "HOLD", "BUY")
+from trainwire_server.data.labels import RETURN_CLASSES
 
 
 @dataclass(frozen=True)
@@ -103,10 +103,12 @@ class Rankings:
 
 def _rank_market(scores: Scores, class_names: Sequence[str]) -> dict[str, Ranking]:
     """Direction: of windows that are SELL or BUY, which is likelier. Movement: is HOLD unlikely."""
-    if sorted(class_names) != sorted(_MARKET):
+    if sorted(class_names) != sorted(RETURN_CLASSES):
         return {}
-    sell, hold, buy = (scores.log_probabilities[:, class_names.index(name)] for name in _MARKET)
-    is_sell, is_hold, is_buy = (scores.labels == class_names.index(name) for name in _MARKET)
+    sell, hold, buy = (
+        scores.log_probabilities[:, class_names.index(name)] for name in RETURN_CLASSES
+    )
+    is_sell, is_hold, is_buy = (scores.labels == class_names.index(name) for name in RETURN_CLASSES)
     return {
         "direction_roc_auc": Ranking(buy - sell, is_buy, is_sell),
         "movement_roc_auc": Ranking(-hold, ~is_hold, is_hold),

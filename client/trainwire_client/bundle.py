@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from google.protobuf import json_format
 
+from trainwire import rolling
+from trainwire.decisions import decide
 from trainwire.v1 import training_pb2
 
 if TYPE_CHECKING:
@@ -37,7 +39,11 @@ class Bundle:
         request: the effective request it was trained with.
         module: the network, in evaluation mode: scaled float32 [n, features, sequence_length] to
             logits [n, classes].
-        mean, scale: float64 [features]; a feature is scaled as (x - mean) / scale.
+        mean, scale: float64 [features]; a feature is scaled as (x - mean) / scale, unless by the
+            rows before it (`history`).
+        temperature: logits are divided by it; 1 if the model was not calibrated.
+        decision_thresholds: in the order of the classes; predicted is the class with the largest
+            probability / threshold, or the most probable one if there are none.
     """
 
     class_names: list[str]
@@ -47,14 +53,23 @@ class Bundle:
     module: nn.Module
     mean: npt.NDArray[np.float64]
     scale: npt.NDArray[np.float64]
+    temperature: float
+    decision_thresholds: list[float]
+
+    @property
+    def history(self) -> int:
+        """Rows that a window has besides, at its beginning: those before it, which scale it."""
+        rolls = self.request.data.scaling == training_pb2.SCALING_ROLLING
+        return self.request.data.scaling_window - 1 if rolls else 0
 
     def predict_proba(self, windows: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """Probability of each class.
 
         Args:
             windows: raw, unscaled values, as the data were that the model was trained on: windows
-                [n, sequence_length, features], rows in time order; or labelled series (the samples
-                layout) [n, channels, sequence_length], the shape in which they are uploaded.
+                [n, history + sequence_length, features], rows in time order; or labelled series
+                (the samples layout) [n, channels, sequence_length], the shape in which they are
+                uploaded.
 
         Returns:
             float64 [n, classes]; rows sum to 1.
@@ -65,13 +80,15 @@ class Bundle:
         import numpy as np
 
         raw = self._windows(np.asarray(windows))
-        parts = [self._predict(raw[i : i + _BATCH]) for i in range(0, len(raw), _BATCH)]
+        steps = self.history + self.sequence_length
+        size = max(1, _BATCH * self.sequence_length // steps)
+        parts = [self._predict(raw[i : i + size]) for i in range(0, len(raw), size)]
         return np.concatenate([np.empty((0, len(self.class_names))), *parts])
 
     def _windows(self, raw: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """[n, sequence_length, features], whatever the layout's shape is."""
+        """[n, history + sequence_length, features], whatever the layout's shape is."""
         series = self.request.data.WhichOneof("layout") == "samples"
-        steps, features = self.sequence_length, len(self.feature_columns)
+        steps, features = self.history + self.sequence_length, len(self.feature_columns)
         expected = (features, steps) if series else (steps, features)
         if raw.ndim != 3 or raw.shape[1:] != expected:
             words = "{} channels, {} values" if series else "{} rows, {} features"
@@ -80,18 +97,25 @@ class Bundle:
         return raw.transpose(0, 2, 1) if series else raw
 
     def predict(self, windows: npt.ArrayLike) -> list[str]:
-        """Name of the most probable class of each window; see `predict_proba`."""
-        return [self.class_names[i] for i in self.predict_proba(windows).argmax(axis=1)]
+        """Name of the class predicted for each window; see `predict_proba`."""
+        predicted = decide(self.predict_proba(windows), self.decision_thresholds)
+        return [self.class_names[i] for i in predicted]
 
     def _scale(self, raw: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         import numpy as np
 
         # In float64 and then rounded, as the training data were: equal bits, equal predictions.
         with np.errstate(over="ignore", invalid="ignore"):
-            scaled = ((raw.astype(np.float64) - self.mean) / self.scale).astype(np.float32)
+            scaled = self._scaled(raw.astype(np.float64)).astype(np.float32)
         if not np.isfinite(scaled).all():
             raise ValueError("windows hold values that are NaN, infinite or too large for float32")
         return scaled
+
+    def _scaled(self, raw: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        if not self.history:
+            return (raw - self.mean) / self.scale
+        rolled: npt.NDArray[np.float64] = rolling.scale(raw.swapaxes(0, 1), self.history + 1)
+        return rolled.swapaxes(0, 1)
 
     def _predict(self, raw: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         import torch
@@ -99,7 +123,8 @@ class Bundle:
         device = next(self.module.parameters()).device
         with torch.inference_mode():
             batch = torch.from_numpy(self._scale(raw)).to(device).transpose(1, 2).contiguous()
-            probabilities: torch.Tensor = self.module(batch).double().softmax(dim=1)
+            logits: torch.Tensor = self.module(batch).double() / self.temperature
+            probabilities = logits.softmax(dim=1)
         result: npt.NDArray[np.float64] = probabilities.cpu().numpy()
         return result
 
@@ -124,6 +149,7 @@ def load_bundle(folder: str | Path) -> Bundle:
     json_format.Parse((folder / "request.json").read_text(encoding="utf-8"), request)
     steps = json.loads((folder / "preprocessing.json").read_text(encoding="utf-8"))
     sizes = (len(steps["feature_columns"]), len(steps["class_names"]), steps["sequence_length"])
+    answers = _answers(folder, request.prediction)
     module = build(request.model, *sizes)
     module.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
     return Bundle(
@@ -134,4 +160,14 @@ def load_bundle(folder: str | Path) -> Bundle:
         module=module.eval(),
         mean=np.array(steps["mean"], dtype=np.float64),
         scale=np.array(steps["scale"], dtype=np.float64),
+        temperature=answers["temperature"],
+        decision_thresholds=answers["decision_thresholds"],
     )
+
+
+def _answers(folder: Path, params: training_pb2.PredictionParams) -> dict[str, Any]:
+    """What is made of the network's answers; where nothing was asked for, there is no file."""
+    if not (params.calibrate_probabilities or params.tune_thresholds):
+        return {"temperature": 1.0, "decision_thresholds": []}
+    found: dict[str, Any] = json.loads((folder / "postprocessing.json").read_text(encoding="utf-8"))
+    return found

@@ -36,6 +36,7 @@ from trainwire_client.live import LiveView
 from trainwire_client.request_file import read_request
 from trainwire_client.requests import deletion, refuse_validate_only
 from trainwire_client.series import LABEL, SPLIT, is_series_file
+from trainwire_client.server_options import LOCAL_SERVER, Server, with_server_options
 
 __all__ = ["app"]
 
@@ -86,12 +87,6 @@ def complete_state(incomplete: str) -> list[str]:
     return [name for name in names if name.startswith(incomplete)]
 
 
-Target = Annotated[
-    str,
-    typer.Option(
-        "--target", metavar="HOST:PORT", envvar="TRAINWIRE_TARGET", help="The server to talk to."
-    ),
-]
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object a line, with proto field names.")
 ]
@@ -170,6 +165,7 @@ class ReferenceFormat(StrEnum):
 
 
 @app.command()
+@with_server_options
 def train(
     data: Data = None,
     dataset: DatasetName = None,
@@ -181,24 +177,25 @@ def train(
     settings: Settings = None,
     request_file: RequestFile = None,
     detach: Detach = False,
-    target: Target = DEFAULT_TARGET,
+    server: Server = LOCAL_SERVER,
     as_json: Json = False,
 ) -> None:
     """Submit a training and watch it to its end."""
     given = _given(dataset, label, threshold, group, time, name, settings)
-    with _session(target) as client:
+    with _session(server) as client:
         request = _request(given, request_file, data or [])
         refuse_validate_only(request)
         job = client.submit(_with_data(client, request, data))
-        _follow_unless(detach, client, job, as_json)
+        _follow_unless(detach, client, job, server, as_json)
 
 
 @app.command()
+@with_server_options
 def resume(
     job: Job,
     settings: Settings = None,
     detach: Detach = False,
-    target: Target = DEFAULT_TARGET,
+    server: Server = LOCAL_SERVER,
     as_json: Json = False,
 ) -> None:
     """Continue a cancelled or failed job in a new one and watch that to its end.
@@ -206,12 +203,13 @@ def resume(
     Only trainer.epochs, request_id, display_name and labels may be set to something else.
     """
     given = _pairs(settings or [], "--set")
-    with _session(target) as client:
+    with _session(server) as client:
         new = client.resume(job, changes=_changes(given))
-        _follow_unless(detach, client, new, as_json)
+        _follow_unless(detach, client, new, server, as_json)
 
 
 @app.command()
+@with_server_options
 def validate(
     data: Data = None,
     dataset: DatasetName = None,
@@ -222,32 +220,34 @@ def validate(
     name: DisplayName = None,
     settings: Settings = None,
     request_file: RequestFile = None,
-    target: Target = DEFAULT_TARGET,
+    server: Server = LOCAL_SERVER,
     as_json: Json = False,
 ) -> None:
     """Show what train would do, without training: counts, splits, memory, effective request."""
     given = _given(dataset, label, threshold, group, time, name, settings)
-    with _session(target) as client:
+    with _session(server) as client:
         request = _request(given, request_file, data or [])
         answer = client.validate(_with_data(client, request, data))
         _print(answer if as_json else "\n".join(report.plan_lines(answer)))
 
 
 @app.command()
+@with_server_options
 def watch(
     job: Job,
     after: Annotated[
         int, typer.Option(min=0, metavar="N", help="Number of the last event already seen.")
     ] = 0,
-    target: Target = DEFAULT_TARGET,
+    server: Server = LOCAL_SERVER,
     as_json: Json = False,
 ) -> None:
     """Watch a job to its end."""
-    with _session(target) as client:
-        _follow(client, client.get(job), after, as_json)
+    with _session(server) as client:
+        _follow(client, client.get(job), after, server, as_json)
 
 
 @app.command()
+@with_server_options
 def jobs(
     states: Annotated[
         list[str] | None,
@@ -264,13 +264,13 @@ def jobs(
             "--label", metavar="KEY=VALUE", help="Only jobs with this label; given twice, both."
         ),
     ] = None,
-    target: Target = DEFAULT_TARGET,
+    server: Server = LOCAL_SERVER,
     as_json: Json = False,
 ) -> None:
     """List jobs, most recently updated first."""
     given = [(f"labels.{key}", value) for key, value in _pairs(labels or [], "--label")]
     given += [("states", ",".join(states))] if states else []
-    with _session(target) as client:
+    with _session(server) as client:
         wanted = training_pb2.ListTrainingsRequest()
         _refuse(_assign(wanted, given))
         found = client.list(states=wanted.states, labels=wanted.labels)
@@ -278,23 +278,26 @@ def jobs(
 
 
 @app.command()
-def show(job: Job, target: Target = DEFAULT_TARGET, as_json: Json = False) -> None:
+@with_server_options
+def show(job: Job, server: Server = LOCAL_SERVER, as_json: Json = False) -> None:
     """Show all about a job: state, times, progress, failure, effective request."""
-    with _session(target) as client:
+    with _session(server) as client:
         found = client.get(job)
         _print(found if as_json else "\n".join(report.job_lines(found)))
 
 
 @app.command()
-def cancel(job: Job, target: Target = DEFAULT_TARGET, as_json: Json = False) -> None:
+@with_server_options
+def cancel(job: Job, server: Server = LOCAL_SERVER, as_json: Json = False) -> None:
     """Cancel a job; a finished one stays as it is."""
-    with _session(target) as client:
+    with _session(server) as client:
         found = client.cancel(job)
         state = report.short_name(training_pb2.JobState, found.state)
         _print(found if as_json else f"{found.name} {state}")
 
 
 @app.command()
+@with_server_options
 def upload(
     files: Annotated[
         list[Path],
@@ -304,30 +307,33 @@ def upload(
             "which a training and a test file may be given: A_TRAIN.ts A_TEST.ts.",
         ),
     ],
-    target: Target = DEFAULT_TARGET,
+    server: Server = LOCAL_SERVER,
     as_json: Json = False,
 ) -> None:
     """Upload a file as a dataset; data that are on the server already are not sent again."""
-    with _session(target) as client:
+    with _session(server) as client:
         dataset = _upload(client, files)
         _print(dataset if as_json else report.dataset_line(dataset))
 
 
 @app.command()
-def datasets(target: Target = DEFAULT_TARGET, as_json: Json = False) -> None:
+@with_server_options
+def datasets(server: Server = LOCAL_SERVER, as_json: Json = False) -> None:
     """List datasets, newest first."""
-    with _session(target) as client:
+    with _session(server) as client:
         _print_all(client.datasets(), report.dataset_rows, as_json)
 
 
 @app.command()
-def models(target: Target = DEFAULT_TARGET, as_json: Json = False) -> None:
+@with_server_options
+def models(server: Server = LOCAL_SERVER, as_json: Json = False) -> None:
     """List models, newest first."""
-    with _session(target) as client:
+    with _session(server) as client:
         _print_all(client.models(), report.model_rows, as_json)
 
 
 @app.command()
+@with_server_options
 def download(
     model: Model,
     directory: Annotated[
@@ -336,11 +342,11 @@ def download(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace files that are there already.")
     ] = False,
-    target: Target = DEFAULT_TARGET,
+    server: Server = LOCAL_SERVER,
     as_json: Json = False,
 ) -> None:
     """Write the files of a model into a directory."""
-    with _session(target) as client:
+    with _session(server) as client:
         found = client.model(model)
         client.download(found, directory, overwrite=overwrite)
         paths = "\n".join(str(directory / file.name) for file in found.files)
@@ -388,6 +394,7 @@ def predict(
 
 
 @app.command("alias")
+@with_server_options
 def set_alias(
     alias: Annotated[str, typer.Argument(metavar="ALIAS", help="Such as production.")],
     model: Annotated[
@@ -397,13 +404,13 @@ def set_alias(
     remove: Annotated[
         bool, typer.Option("--remove", help="Take the alias away from the model that has it.")
     ] = False,
-    target: Target = DEFAULT_TARGET,
+    server: Server = LOCAL_SERVER,
     as_json: Json = False,
 ) -> None:
     """Give a model a second name: models/ALIAS; the model that had it loses it."""
     if (model is None) != remove:
         raise typer.BadParameter("say either MODEL or --remove", param_hint="MODEL")
-    with _session(target) as client:
+    with _session(server) as client:
         if model is None:
             client.remove_alias(alias)
             _print(model_pb2.SetModelAliasRequest(alias=alias) if as_json else f"removed {alias}")
@@ -413,16 +420,17 @@ def set_alias(
 
 
 @app.command()
+@with_server_options
 def delete(
     names: Annotated[
         list[str], typer.Argument(metavar="NAME...", help="jobs/ID, datasets/ID or models/ID.")
     ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    target: Target = DEFAULT_TARGET,
+    server: Server = LOCAL_SERVER,
     as_json: Json = False,
 ) -> None:
     """Delete finished jobs, datasets and models, in this order; stops where one is refused."""
-    with _session(target) as client:
+    with _session(server) as client:
         _check_names(names)
         if not yes:
             _confirm(f"Delete {', '.join(names)}?")
@@ -432,9 +440,10 @@ def delete(
 
 
 @app.command()
-def info(target: Target = DEFAULT_TARGET, as_json: Json = False) -> None:
+@with_server_options
+def info(server: Server = LOCAL_SERVER, as_json: Json = False) -> None:
     """Show the server's versions, devices and queue."""
-    with _session(target) as client:
+    with _session(server) as client:
         found = client.info()
         _print(found if as_json else "\n".join(report.info_lines(found)))
 
@@ -547,7 +556,7 @@ def _choose_for_series(request: training_pb2.TrainingRequest, data: list[Path]) 
     if chosen.WhichOneof("layout") == "windows":
         return
     chosen.samples.SetInParent()
-    if chosen.WhichOneof("target") != "threshold" and not chosen.column.HasField("name"):
+    if chosen.WhichOneof("target") in (None, "column") and not chosen.column.HasField("name"):
         chosen.column.name = LABEL
     split = chosen.WhichOneof("split")
     if split is None and len(data) == 1:
@@ -705,17 +714,25 @@ def _view(job: training_pb2.TrainingJob, as_json: bool) -> _View:
 
 
 def _follow_unless(
-    detach: bool, client: TrainingClient, job: training_pb2.TrainingJob, as_json: bool
+    detach: bool,
+    client: TrainingClient,
+    job: training_pb2.TrainingJob,
+    server: Server,
+    as_json: bool,
 ) -> None:
     """Show a job from its first event on, or only its name."""
     if detach:
         _print(job if as_json else job.name)
     else:
-        _follow(client, job, 0, as_json)
+        _follow(client, job, 0, server, as_json)
 
 
 def _follow(
-    client: TrainingClient, job: training_pb2.TrainingJob, after: int, as_json: bool
+    client: TrainingClient,
+    job: training_pb2.TrainingJob,
+    after: int,
+    server: Server,
+    as_json: bool,
 ) -> None:
     """Show the events of a job; exits 1 unless it succeeded."""
     seen = after
@@ -727,7 +744,7 @@ def _follow(
                 seen = max(seen, event.sequence)
                 end = event.WhichOneof("event") or ""
     except KeyboardInterrupt:
-        _say_how_to_go_on(client.target, job.name, seen)
+        _say_how_to_go_on(server, job.name, seen)
         raise typer.Exit(_INTERRUPTED) from None
     if end not in TERMINAL_EVENTS:
         # The terminal event was among those already seen.
@@ -769,8 +786,8 @@ def _next_of(queue: SimpleQueue[_T]) -> _T:
             return queue.get(timeout=_SIGNAL_SECONDS)
 
 
-def _say_how_to_go_on(target: str, job: str, seen: int) -> None:
-    where = "" if target == DEFAULT_TARGET else f" --target {target}"
+def _say_how_to_go_on(server: Server, job: str, seen: int) -> None:
+    where = server.arguments()
     _complain(
         f"stopped watching; {job} goes on\n"
         f"  watch again: trainwire watch {job} --after {seen}{where}\n"
@@ -782,9 +799,9 @@ def _say_how_to_go_on(target: str, job: str, seen: int) -> None:
 
 
 @contextmanager
-def _session(target: str) -> Iterator[TrainingClient]:
+def _session(server: Server) -> Iterator[TrainingClient]:
     """A client whose errors end the command with one clear block on stderr."""
-    with _errors_told(), TrainingClient(target) as client:
+    with _errors_told(), server.client() as client:
         yield client
 
 

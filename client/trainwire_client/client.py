@@ -22,9 +22,9 @@ from trainwire.v1 import (
     training_pb2,
     training_pb2_grpc,
 )
-from trainwire_client import channel, downloads, tables, uploads
+from trainwire_client import downloads, tables, uploads
 from trainwire_client.backoff import Backoff, Outage
-from trainwire_client.channel import DEFAULT_TARGET
+from trainwire_client.channel import DEFAULT_TARGET, Security
 from trainwire_client.cursor import TERMINAL_EVENTS, TERMINAL_STATES, Cursor
 from trainwire_client.errors import NotFoundError, succeeded, unavailable
 from trainwire_client.requests import (
@@ -65,6 +65,14 @@ class TrainingClient:
         retry_for: seconds for which unary calls, uploads and downloads are tried again.
         reconnect_for: seconds for which `watch` tries to reconnect without any success.
         backoff: the waits between tries.
+        ca: file of the CAs that the server's certificate may be of, in PEM; None for no TLS.
+        cert: file of this client's certificate in PEM, where the server asks for one.
+        key: file of its key.
+        token_file: file that holds the token, and nothing else; read before every call.
+        insecure: whether the token may travel in the clear to another machine.
+
+    Raises:
+        CredentialsError: a file cannot be used, or the token would travel in the clear.
     """
 
     def __init__(
@@ -75,13 +83,18 @@ class TrainingClient:
         retry_for: float = 5.0,
         reconnect_for: float = 300.0,
         backoff: Backoff = Backoff(),  # noqa: B008 - immutable
+        ca: str | os.PathLike[str] | None = None,
+        cert: str | os.PathLike[str] | None = None,
+        key: str | os.PathLike[str] | None = None,
+        token_file: str | os.PathLike[str] | None = None,
+        insecure: bool = False,
     ) -> None:
         self.target = target
         self._timeout = timeout
         self._retry_for = retry_for
         self._reconnect_for = reconnect_for
         self._backoff = backoff
-        self._channel = grpc.insecure_channel(target, options=channel.OPTIONS)
+        self._channel = Security(ca, cert, key, token_file, insecure).channel(target)
         self._trainings = training_pb2_grpc.TrainingServiceStub(self._channel)
         self._datasets = dataset_pb2_grpc.DatasetServiceStub(self._channel)
         self._models = model_pb2_grpc.ModelServiceStub(self._channel)

@@ -23,11 +23,13 @@ __all__ = [
     "AlreadyExistsError",
     "BrokenUploadError",
     "CallCancelledError",
+    "CredentialsError",
     "DataLossError",
     "DatasetUnsuitableError",
     "DeadlineExceededError",
     "DeviceUnavailableError",
     "FailedPreconditionError",
+    "HandshakeError",
     "InternalError",
     "InvalidRequestError",
     "JobCancelledError",
@@ -109,11 +111,19 @@ class AlreadyExistsError(TrainwireError):
 
 
 class PermissionDeniedError(TrainwireError):
-    """The caller may not do this."""
+    """The caller's token does not allow this call; the message says which role does."""
 
 
 class UnauthenticatedError(TrainwireError):
-    """The caller did not say who it is."""
+    """The server wants a token and got none, or one that it does not know (any more)."""
+
+
+class CredentialsError(TrainwireError):
+    """A certificate, key or token file cannot be used, or not like this; no call was made."""
+
+
+class HandshakeError(TrainwireError):
+    """Client and server do not come to terms on TLS; trying again would not help."""
 
 
 class ResourceExhaustedError(TrainwireError):
@@ -256,10 +266,39 @@ def from_rpc_error(error: grpc.RpcError, target: str) -> TrainwireError:
     """The exception for a failed call to `target`, with the status's details decoded."""
     code, text = error.code(), error.details() or ""
     told = _details(error)
+    if code is grpc.StatusCode.UNAVAILABLE and (problem := _handshake_problem(text)):
+        return HandshakeError(f"no TLS with the trainwire server at {target}: {problem}", code)
     kind = STATUS_CLASSES.get((code, told.reason)) or STATUS_CLASSES[code, ""]
     if code is grpc.StatusCode.UNAVAILABLE:
-        text = f"no answer from the trainwire server at {target}: {text}"
+        text = f"no answer from the trainwire server at {target}: {text}{_hint(text)}"
     return kind(text or code.name, code, told.reason, told.violations, told.retry_delay)
+
+
+_HANDSHAKE_PROBLEMS = (
+    ("certificate has expired", "its certificate has expired"),
+    ("certificate is not yet valid", "its certificate is not valid yet; compare the clocks"),
+    ("Hostname Verification", "its certificate is for another name; use one that is in it"),
+    ("CERTIFICATE_VERIFY_FAILED", "its certificate is of no CA in the given file (ca, --ca)"),
+    ("WRONG_VERSION_NUMBER", "what answers there speaks no TLS; leave out the CA (ca, --ca)"),
+)
+"""What gRPC's text has -> what a person is told; the first that is there."""
+
+
+_CLOSED = ("Socket closed", "Connection reset by peer")
+
+
+def _handshake_problem(text: str) -> str:
+    return next((words for sign, words in _HANDSHAKE_PROBLEMS if sign in text), "")
+
+
+def _hint(text: str) -> str:
+    """What may be behind a connection that is closed before a call."""
+    if "failed to connect" not in text or not any(sign in text for sign in _CLOSED):
+        return ""
+    return (
+        ". It took the connection and closed it: a server with TLS needs its CA (ca, --ca); one "
+        "that asks for client certificates needs one of a CA it knows, not expired (cert, key)"
+    )
 
 
 def unavailable(error: grpc.RpcError, target: str) -> UnavailableError:

@@ -17,10 +17,12 @@ from trainwire.v1 import training_pb2
 from trainwire_client import plot
 from trainwire_client.history import History
 from trainwire_client.report import (
+    adjustment_texts,
     continued_job,
     failure_reason,
     printable,
     short_name,
+    thresholds_text,
     warning_message,
     warning_reason,
 )
@@ -136,6 +138,8 @@ def _started_facts(started: training_pb2.JobStarted) -> Iterator[Text]:
         started.class_names, started.class_counts, started.balanced_class_counts, strict=True
     )
     yield _fact("classes", [_count_text(*count) for count in counts])
+    if started.HasField("return_thresholds"):
+        yield _fact("returns", [thresholds_text(started.return_thresholds)])
 
 
 def _resumed_text(event: training_pb2.TrainingEvent, job: training_pb2.TrainingJob) -> str:
@@ -291,13 +295,22 @@ def _success(done: training_pb2.JobSucceeded) -> RenderableType:
     early = ", stopped early" if done.stopped_early else ""
     title = Text(f"succeeded: best epoch {done.best_epoch} of {done.epochs_run}{early}")
     title.stylize("bold green")
-    test = done.test
-    scores = Text(
-        f"test: macro F1 {test.macro_f1:.3f}, balanced accuracy {test.balanced_accuracy:.3f}, "
+    scores = Text(f"test: {_scores_text(done.test)}")
+    where = Text(printable(f"model: {done.model} (trainwire download {done.model} DIR)"))
+    return Group(title, scores, _classes(done.test), *_adjusted(done), where)
+
+
+def _adjusted(done: training_pb2.JobSucceeded) -> Iterator[RenderableType]:
+    if done.HasField("adjusted"):
+        yield Text(f"test, adjusted: {_scores_text(done.adjusted.test)}")
+        yield from (Text(printable(f"  {text}")) for text in adjustment_texts(done.adjusted))
+
+
+def _scores_text(test: training_pb2.SplitMetrics) -> str:
+    return (
+        f"macro F1 {test.macro_f1:.3f}, balanced accuracy {test.balanced_accuracy:.3f}, "
         f"accuracy {test.accuracy:.3f}, MCC {test.matthews_correlation:.3f}, loss {test.loss:.4f}"
     )
-    where = Text(printable(f"model: {done.model} (trainwire download {done.model} DIR)"))
-    return Group(title, scores, _classes(test), where)
 
 
 def _classes(metrics: training_pb2.SplitMetrics) -> Table:

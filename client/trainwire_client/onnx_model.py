@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainwire.decisions import decide
 from trainwire_client.errors import MissingExtraError, UnreadableModelError
 
 if TYPE_CHECKING:
@@ -36,20 +37,25 @@ class OnnxModel:
         feature_columns: in the order of a window's last axis, or of the channels of a series.
         sequence_length: rows of a window, or values in each channel of a series.
         session: the `onnxruntime.InferenceSession`.
+        decision_thresholds: in the order of the classes; predicted is the class with the largest
+            probability / threshold, or the most probable one if there are none.
+        history: rows that a window has besides, at its beginning: those before it, which scale it.
     """
 
     class_names: list[str]
     feature_columns: list[str]
     sequence_length: int
     session: Any
+    decision_thresholds: list[float]
+    history: int = 0
 
     def predict_proba(self, windows: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Probability of each class.
 
         Args:
             windows: raw, unscaled values, as the data were that the model was trained on: windows
-                [n, sequence_length, features], rows in time order; or labelled series (the samples
-                layout) [n, channels, sequence_length].
+                [n, history + sequence_length, features], rows in time order; or labelled series
+                (the samples layout) [n, channels, sequence_length].
 
         Returns:
             float32 [n, classes]; rows sum to 1.
@@ -63,13 +69,17 @@ class OnnxModel:
         shape = tuple(self.session.get_inputs()[0].shape[1:])
         if raw.ndim != 3 or raw.shape[1:] != shape:
             raise ValueError(f"windows have shape {list(raw.shape)}; expected {['n', *shape]}")
-        size = max(1, _STEPS // self.sequence_length)
+        size = max(1, _STEPS // (self.history + self.sequence_length))
         parts = [self._predict(raw[i : i + size]) for i in range(0, len(raw), size)]
         return np.concatenate([np.empty((0, len(self.class_names)), np.float32), *parts])
 
     def predict(self, windows: npt.ArrayLike) -> list[str]:
-        """Name of the most probable class of each window; see `predict_proba`."""
-        return [self.class_names[i] for i in self.predict_proba(windows).argmax(axis=1)]
+        """Name of the class predicted for each window; see `predict_proba`."""
+        return self.names_of(self.predict_proba(windows))
+
+    def names_of(self, probabilities: npt.NDArray[np.float32]) -> list[str]:
+        """Name of the class that each row of probabilities [n, classes] stands for."""
+        return [self.class_names[i] for i in decide(probabilities, self.decision_thresholds)]
 
     def _predict(self, raw: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         import numpy as np
@@ -107,6 +117,8 @@ def load_onnx_model(folder: str | Path) -> OnnxModel:
             feature_columns=json.loads(facts["feature_columns"]),
             sequence_length=json.loads(facts["sequence_length"]),
             session=session,
+            decision_thresholds=json.loads(facts.get("decision_thresholds", "[]")),
+            history=json.loads(facts.get("history", "0")),
         )
     except Exception as error:  # onnxruntime has a dozen kinds, with no base of their own
         raise UnreadableModelError(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from trainwire.v1 import dataset_pb2, training_pb2
 from trainwire_client import series
@@ -28,8 +28,9 @@ __all__ = ["PREDICTED", "PROBABILITY", "ROW", "SUFFIXES", "Predictions", "predic
 
 ROW, PREDICTED, PROBABILITY = "row", "predicted", "probability_"
 """Columns of the result; the last is followed by the name of a class."""
-_WINDOWS = 256
-"""Taken out of the table at once."""
+_STEPS = 2**14
+"""Rows of windows that are taken out of the table at once."""
+_GAPS_ALLOWED = (training_pb2.MISSING_VALUES_FORWARD_FILL, training_pb2.MISSING_VALUES_DROP)
 _ROWS_SHOWN, _COLUMNS_SHOWN = 20, 10
 
 
@@ -41,12 +42,18 @@ class Predictions:
         table: pyarrow Table, a row for each prediction in the order of the data: `row`, the data's
             row that it is about (the last of its window), counted from 0; that row's time and group
             where the model was trained with such columns; `predicted`, the name of the most
-            probable class; `probability_NAME` for each class, float32.
-        skipped: rows of the data without a prediction: too few rows of their series come before.
+            probable class, or of that with the largest probability / threshold where the model has
+            decision thresholds; `probability_NAME` for each class, float32.
+        skipped: rows of the data without a prediction: too few rows of their series come before,
+            or they are dropped.
+        dropped: rows left out because they lack values, as in training.
+        filled: missing values taken from the row before, as in training.
     """
 
     table: Any
     skipped: int
+    dropped: int = 0
+    filled: int = 0
 
 
 def predict(bundle: str | Path, data: str | Path) -> Predictions:
@@ -63,20 +70,21 @@ def predict(bundle: str | Path, data: str | Path) -> Predictions:
         UnreadableRequestError: its `request.json` cannot be read.
         InvalidRequestError: that has fields which this version does not know.
         UnreadableDataError: the file cannot be read; columns are missing, are no numbers or have
-            values missing; or it has no window.
+            values missing where the training refused them; or it has no window.
     """
     pa = needed("pyarrow")
     model = load_onnx_model(bundle)
     request = read_request(Path(bundle) / "request.json")
     keys = _key_columns(request)
     table = _read(Path(data), [*model.feature_columns, *keys.values()], pa)
-    for name in dict.fromkeys(table.column_names):
+    policy = request.data.missing_values
+    for name in keys.values() if policy in _GAPS_ALLOWED else dict.fromkeys(table.column_names):
         _refuse_missing(name, table[name].null_count)
     is_series = request.data.WhichOneof("layout") == "samples"
-    rows, batches = _series(table, model, pa) if is_series else _windows(table, model, keys, pa)
-    probabilities = _probabilities(model, batches)
-    found = _result(table.select(list(keys.values())), rows, probabilities, model, pa)
-    return Predictions(found, table.num_rows - len(rows))
+    read = _series(table, model, policy) if is_series else _windows(table, model, keys, policy)
+    probabilities = _probabilities(model, read.batches)
+    found = _result(table.select(list(keys.values())), read.rows, probabilities, model, pa)
+    return Predictions(found, table.num_rows - len(read.rows), read.dropped, read.filled)
 
 
 def _key_columns(request: training_pb2.TrainingRequest) -> dict[str, str]:
@@ -155,29 +163,71 @@ def _arrow_table(path: Path, pa: Any) -> Any:
 
 # ------------------------------------------------------------------------ windows
 
-_Windows = tuple["npt.NDArray[np.int64]", "Iterator[npt.NDArray[np.float64]]"]
-"""The rows that predictions are about, ascending, and their raw windows, some at a time."""
+_Policy: TypeAlias = training_pb2.MissingValues.ValueType
 
 
-def _windows(table: Any, model: OnnxModel, keys: dict[str, str], pa: Any) -> _Windows:
+@dataclass(frozen=True)
+class _Windows:
+    """The rows that predictions are about, ascending, and their raw windows, some at a time.
+
+    `dropped` and `filled` are those of `Predictions`.
+    """
+
+    rows: npt.NDArray[np.int64]
+    batches: Iterator[npt.NDArray[np.float64]]
+    dropped: int
+    filled: int
+
+
+def _windows(table: Any, model: OnnxModel, keys: dict[str, str], policy: _Policy) -> _Windows:
     """A window for each row that has enough rows of its series up to it, itself included."""
     import numpy as np
 
-    length = model.sequence_length
     groups, order = _arrange(table, keys)
+    columns = [_numbers(name, table[name], policy)[order] for name in model.feature_columns]
+    values = np.stack(columns, axis=1)
+    kept, filled = _complete(values, groups, policy)
+    values, groups, order = values[kept], groups[kept], order[kept]
+    length = model.history + model.sequence_length
     # Rows of a series lie side by side: a window whose ends are of one series is within it.
     starts = np.flatnonzero(groups[length - 1 :] == groups[: max(0, len(groups) - length + 1)])
     if not len(starts):
+        usable = f" ({len(groups)} with the values they need)" if len(groups) < len(kept) else ""
         raise UnreadableDataError(
-            f"none of the {table.num_rows} rows ends a window: that takes {length} rows of a series"
+            f"none of the {table.num_rows} rows{usable} ends a window: "
+            f"that takes {length} rows of a series"
         )
-    columns = [_numbers(name, table[name], pa)[order] for name in model.feature_columns]
-    every = np.lib.stride_tricks.sliding_window_view(np.stack(columns, axis=1), length, axis=0)
+    every = np.lib.stride_tricks.sliding_window_view(values, length, axis=0)
     ends = order[starts + length - 1]
     by_row = np.argsort(ends)
     # They overlap: all at once would be `length` times the table.
-    parts = np.split(starts[by_row], range(_WINDOWS, len(starts), _WINDOWS))
-    return ends[by_row], (every[part].swapaxes(1, 2) for part in parts)
+    size = max(1, _STEPS // length)
+    parts = np.split(starts[by_row], range(size, len(starts), size))
+    batches = (every[part].swapaxes(1, 2) for part in parts)
+    return _Windows(ends[by_row], batches, int((~kept).sum()), filled)
+
+
+def _complete(
+    values: npt.NDArray[np.float64], groups: npt.NDArray[np.int64], policy: _Policy
+) -> tuple[npt.NDArray[np.bool_], int]:
+    """Which rows lack no value, of [rows, features]; fills them before if the training did."""
+    import numpy as np
+
+    from trainwire import gaps
+
+    missing = np.isnan(values)
+    if policy != training_pb2.MISSING_VALUES_FORWARD_FILL:
+        return np.asarray(~missing.any(axis=1)), 0
+    starts = np.searchsorted(groups, groups)
+    left_out = np.zeros(len(values), np.bool_)
+    for column in missing.T:
+        left_out |= gaps.leading(column, starts)
+    filled = 0
+    for column in values.T:
+        usable = column[~left_out]
+        filled += gaps.fill(usable)
+        column[~left_out] = usable
+    return ~left_out, filled
 
 
 def _arrange(
@@ -214,42 +264,54 @@ def _times(name: str, column: Any) -> npt.NDArray[Any]:
     return times
 
 
-def _series(table: Any, model: OnnxModel, pa: Any) -> _Windows:
+def _series(table: Any, model: OnnxModel, policy: _Policy) -> _Windows:
     """Labelled series: each row is one."""
     import numpy as np
 
+    from trainwire import gaps
+
     if not table.num_rows:
         raise UnreadableDataError("the data have no rows")
-    channels = [
-        _lists(name, table[name], model.sequence_length, pa) for name in model.feature_columns
-    ]
-    return np.arange(table.num_rows), iter([np.stack(channels, axis=1)])
+    length = model.sequence_length
+    channels = [_lists(name, table[name], length, policy) for name in model.feature_columns]
+    values = np.stack(channels, axis=1)
+    fills = policy == training_pb2.MISSING_VALUES_FORWARD_FILL
+    lacking = np.isnan(values[:, :, 0] if fills else values).reshape(len(values), -1).any(axis=1)
+    if lacking.all():
+        raise UnreadableDataError(f"all {len(values)} series lack values that they need")
+    values = values[~lacking]
+    filled = gaps.fill(values.reshape(-1)) if fills else 0
+    return _Windows(np.flatnonzero(~lacking), iter([values]), int(lacking.sum()), filled)
 
 
 # ------------------------------------------------------------------------ values
 
 
-def _lists(name: str, column: Any, length: int, pa: Any) -> npt.NDArray[np.float64]:
+def _lists(name: str, column: Any, length: int, policy: _Policy) -> npt.NDArray[np.float64]:
     """A column of lists as float64 [rows, length]."""
-    types, compute = pa.types, needed("pyarrow.compute")
+    import numpy as np
+
+    types, compute = needed("pyarrow").types, needed("pyarrow.compute")
     kinds = (types.is_list, types.is_large_list, types.is_fixed_size_list)
     if not any(matches(column.type) for matches in kinds):
         raise UnreadableDataError(f"column {name!r} is {column.type}; allowed: lists of numbers")
-    lengths = compute.list_value_length(column).unique().to_pylist()
-    if lengths != [length]:
+    lengths = compute.list_value_length(column).drop_null().unique().to_pylist()
+    if lengths not in ([length], []):
         raise UnreadableDataError(
             f"column {name!r} holds lists of {min(lengths)} to {max(lengths)} values; "
             f"allowed: {length}, as the model was trained with"
         )
-    values = compute.list_flatten(column)
-    _refuse_missing(name, values.null_count)
-    return _numbers(name, values, pa).reshape(-1, length)
+    values = np.full((len(column), length), np.nan)
+    there = column.is_valid().to_numpy()
+    values[there] = _numbers(name, compute.list_flatten(column), policy).reshape(-1, length)
+    return values
 
 
-def _numbers(name: str, column: Any, pa: Any) -> npt.NDArray[np.float64]:
-    """A column of numbers or booleans as float64 [rows]; false is 0 and true is 1."""
+def _numbers(name: str, column: Any, policy: _Policy) -> npt.NDArray[np.float64]:
+    """A column of numbers or booleans as float64 [rows]; false is 0, true is 1, missing is NaN."""
     import numpy as np
 
+    pa = needed("pyarrow")
     types = pa.types
     kinds = (types.is_integer, types.is_floating, types.is_decimal, types.is_boolean)
     if not any(matches(column.type) for matches in kinds):
@@ -257,8 +319,16 @@ def _numbers(name: str, column: Any, pa: Any) -> npt.NDArray[np.float64]:
             f"column {name!r} is {column.type}; allowed for a feature: numbers and booleans"
         )
     values = np.asarray(column.cast(pa.float64(), safe=False).to_numpy(), np.float64)
-    _refuse_missing(name, int((~np.isfinite(values)).sum()))
+    if policy in _GAPS_ALLOWED:
+        _refuse_infinite(name, int(np.isinf(values).sum()))
+    else:
+        _refuse_missing(name, int((~np.isfinite(values)).sum()))
     return values
+
+
+def _refuse_infinite(name: str, count: int) -> None:
+    if count:
+        raise UnreadableDataError(f"column {name!r} has {count} infinite values; allowed: none")
 
 
 def _refuse_missing(name: str, count: int) -> None:
@@ -298,8 +368,8 @@ def _result(
         raise UnreadableDataError(
             f"column {twice[0]!r} of the data has the name of a column of the result; rename it"
         )
-    found = [model.class_names[index] for index in probabilities.argmax(axis=1)]
-    columns = [pa.array(rows), *kept.columns, pa.array(found), *map(pa.array, probabilities.T)]
+    found = pa.array(model.names_of(probabilities))
+    columns = [pa.array(rows), *kept.columns, found, *map(pa.array, probabilities.T)]
     return pa.Table.from_arrays(columns, names=names)
 
 
@@ -357,12 +427,14 @@ def report_lines(predictions: Predictions) -> Iterator[str]:
 
 
 def skipped_text(predictions: Predictions) -> str:
-    """Why some rows have no prediction; empty where all have one."""
-    if not predictions.skipped:
-        return ""
-    return (
-        f"{predictions.skipped} rows have no prediction: too few rows of their series come before"
-    )
+    """Why some rows have no prediction, and what was filled; a line each, or nothing."""
+    short = predictions.skipped - predictions.dropped
+    texts = {
+        f"{short} rows have no prediction: too few rows of their series come before": short,
+        f"{predictions.dropped} rows have no prediction: values are missing": predictions.dropped,
+        f"{predictions.filled} missing values were taken from before": predictions.filled,
+    }
+    return "\n".join(text for text, count in texts.items() if count)
 
 
 def _plain(table: Any) -> Any:

@@ -16,6 +16,7 @@ from trainwire.v1 import dataset_pb2, model_pb2, system_pb2, training_pb2
 
 __all__ = [
     "PlainReport",
+    "adjustment_texts",
     "continued_job",
     "dataset_line",
     "dataset_rows",
@@ -36,6 +37,8 @@ __all__ = [
 
 _PROGRESS_SECONDS = 30.0
 _CLASSES_SHOWN = 50
+_SELDOM = ("unscaled_windows", "dropped_rows", "filled_values")
+"""Counts of a start that are shown where there is something to count."""
 
 
 class PlainReport:
@@ -123,7 +126,19 @@ def _setup_texts(started: training_pb2.JobStarted) -> Iterator[str]:
         f"test={started.test.windows} purged={started.purged_windows} "
         f"unlabelled={started.unlabelled_windows}"
     )
+    left_out = {name: getattr(started, name) for name in _SELDOM if getattr(started, name)}
+    if left_out:
+        yield f"data {' '.join(f'{name}={count}' for name, count in left_out.items())}"
     yield from _limited(_started_class(started, i) for i in range(len(started.class_names)))
+    if started.HasField("return_thresholds"):
+        yield f"returns {thresholds_text(started.return_thresholds)}"
+
+
+def thresholds_text(thresholds: training_pb2.ReturnThresholds) -> str:
+    """What made classes of returns."""
+    window = thresholds.volatility_window
+    unit = f"volatilities of {window} rows" if window else "of the price"
+    return f"SELL below {thresholds.lower:.6g}, BUY above {thresholds.upper:.6g} {unit}"
 
 
 def _started_class(started: training_pb2.JobStarted, i: int) -> str:
@@ -161,6 +176,28 @@ def _succeeded(done: training_pb2.JobSucceeded, _: training_pb2.TrainingEvent) -
     yield f"validation loss={done.validation.loss:.4f} {_scores(done.validation)}"
     yield f"test loss={done.test.loss:.4f} {_scores(done.test)}"
     yield from _limited(f"test class {_class_text(metrics)}" for metrics in done.test.classes)
+    if done.HasField("adjusted"):
+        yield from _adjusted(done.adjusted)
+
+
+def _adjusted(adjusted: training_pb2.AdjustedPrediction) -> Iterator[str]:
+    """What `prediction` changed, and the metrics with it."""
+    for name, metrics in (("validation", adjusted.validation), ("test", adjusted.test)):
+        yield f"adjusted {name} loss={metrics.loss:.4f} {_scores(metrics)}"
+    yield from (f"adjusted {text}" for text in adjustment_texts(adjusted))
+
+
+def adjustment_texts(adjusted: training_pb2.AdjustedPrediction) -> Iterator[str]:
+    """Temperature and thresholds, one text each."""
+    if adjusted.HasField("temperature"):
+        error = adjusted.calibration_error
+        yield (
+            f"temperature={adjusted.temperature:.3g} "
+            f"calibration_error={error.after:.3f} (without {error.before:.3f})"
+        )
+    # Names of the metrics: both have an entry for each class.
+    named = zip(adjusted.test.classes, adjusted.decision_thresholds, strict=False)
+    yield from _limited(f"threshold {item.name} {value:.3g}" for item, value in named)
 
 
 def _failed(failed: training_pb2.JobFailed, _: training_pb2.TrainingEvent) -> Iterator[str]:

@@ -29,6 +29,7 @@ from google.protobuf import descriptor_pb2, json_format, unknown_fields
 from google.protobuf.descriptor import (
     Descriptor,
     EnumDescriptor,
+    EnumValueDescriptor,
     FieldDescriptor,
     OneofDescriptor,
 )
@@ -123,6 +124,11 @@ def field_param(field: FieldDescriptor) -> options_pb2.Param:
 @cache
 def oneof_param(oneof: OneofDescriptor) -> options_pb2.OneofParam:
     return oneof.GetOptions().Extensions[options_pb2.oneof_param]
+
+
+@cache
+def value_param(value: EnumValueDescriptor) -> options_pb2.Param:
+    return value.GetOptions().Extensions[options_pb2.value_param]
 
 
 def _oneofs(message: Message) -> list[OneofDescriptor]:
@@ -413,6 +419,7 @@ def _broken_relations(
                 yield from _misplaced(root, field_param(field), here)
                 yield from _broken_relations(getattr(message, field.name), root, here, blamed)
         elif here not in blamed:
+            yield from _misplaced_value(message, root, field, here)
             for limit in _broken_limits(root, field_param(field), here, blamed):
                 value = _plain(getattr(message, field.name))
                 yield Violation(here, f"{value} is not allowed; allowed: {limit}")
@@ -428,6 +435,17 @@ def _misplaced(root: Message, param: options_pb2.Param, path: str) -> Iterator[V
             f"not allowed while {condition.field} is {actual}; allowed: with {condition.equals} "
             f"({param.description})",
         )
+
+
+def _misplaced_value(
+    message: Message, root: Message, field: FieldDescriptor, path: str
+) -> Iterator[Violation]:
+    """A value of an enum that was chosen where it is not allowed."""
+    if field.enum_type is None or is_repeated(field):
+        return
+    value = field.enum_type.values_by_number[getattr(message, field.name)]
+    for found in _misplaced(root, value_param(value), path):
+        yield Violation(path, f"{value.name} is {found.description}")
 
 
 def _broken_limits(

@@ -29,6 +29,7 @@ from trainwire.contract import (
     is_repeated,
     join_path,
     oneof_param,
+    value_param,
     written_oneofs,
 )
 from trainwire.v1 import dataset_pb2, model_pb2, options_pb2, system_pb2, training_pb2
@@ -76,6 +77,7 @@ def markdown() -> str:
         "Of the members of a choice (a proto `oneof`) at most one is set.",
         _table(("Choice", "Members", "If none is set"), _choice_rows()),
         *_conditions_of_members(),
+        *_conditions_of_values(),
         "## Other requests",
         *_other_sections(),
     ]
@@ -159,11 +161,29 @@ def _conditions_of_members() -> Iterator[str]:
     """A sentence for every member that may not be chosen always."""
     for path, oneof in _oneofs(_ROOT, ""):
         for field in oneof.fields:
-            param = field_param(field)
-            if param.HasField("allowed_when"):
-                where, what = param.allowed_when.field, param.allowed_when.equals
-                member = _code(join_path(path, field.name))
-                yield f"{member} is allowed where `{where}` is `{what}` only: {param.description}."
+            if field_param(field).HasField("allowed_when"):
+                yield _condition_of(_code(join_path(path, field.name)), field_param(field))
+
+
+def _conditions_of_values() -> Iterator[str]:
+    """A sentence for every value of an enum that may not be chosen always."""
+    for parameter in contract.describe():
+        for name, param in _conditional_values(parameter.field).items():
+            yield _condition_of(f"`{parameter.path}` = `{name}`", param)
+
+
+def _conditional_values(field: FieldDescriptor) -> dict[str, options_pb2.Param]:
+    values = field.enum_type.values if field.enum_type is not None else []
+    found = {value.name: value_param(value) for value in values}
+    return {name: param for name, param in found.items() if param.HasField("allowed_when")}
+
+
+def _condition_of(what: str, param: options_pb2.Param) -> str:
+    condition = param.allowed_when
+    return (
+        f"{what} is allowed where `{condition.field}` is `{condition.equals}` only: "
+        f"{param.description}."
+    )
 
 
 def _oneof_text(oneof: OneofDescriptor, path: str) -> tuple[str, str, str]:
@@ -192,10 +212,10 @@ def _code(text: str) -> str:
 def json_schema() -> dict[str, Any]:
     """JSON Schema (2020-12) of TrainingRequest in proto JSON with proto field names.
 
-    What JSON Schema has no word for is in `x-unit`, `x-active-when`, `x-default-from`,
-    `x-maximum-from`, `x-less-than`, `x-sum-below-one-with` and `x-oneofs`; paths in them start at
-    the root of the request, save those of `x-less-than` and `x-sum-below-one-with`, which name a
-    sibling.
+    What JSON Schema has no word for is in `x-unit`, `x-active-when`, `x-allowed-when` (of values
+    of an enum), `x-default-from`, `x-maximum-from`, `x-less-than`, `x-sum-below-one-with` and
+    `x-oneofs`; paths in them start at the root of the request, save those of `x-less-than` and
+    `x-sum-below-one-with`, which name a sibling.
     """
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -324,6 +344,10 @@ def _described(field: FieldDescriptor, schema: dict[str, Any]) -> dict[str, Any]
         "x-less-than": param.less_than,
         "x-sum-below-one-with": param.sum_below_one_with,
         "x-active-when": _condition_note(param.active_when),
+        "x-allowed-when": {
+            name: _condition_note(value.allowed_when)
+            for name, value in _conditional_values(field).items()
+        },
     }
     return {
         "description": param.description,

@@ -11,7 +11,12 @@ import sys
 
 
 def main() -> None:
-    """Run the server until it is told to stop."""
+    """Run the server until it is told to stop; `token` as first word makes a token instead."""
+    if sys.argv[1:2] == ["token"]:
+        from trainwire_server.tokens import run_command
+
+        run_command(sys.argv[2:])
+        return
     from trainwire_server.execution import local
     from trainwire_server.settings import read_settings
 
@@ -23,15 +28,17 @@ def main() -> None:
     from trainwire_server.app import StartError, serve
 
     async def run() -> None:
-        await serve(settings)
+        status = 0
+        try:
+            await serve(settings)
+        except StartError as error:
+            sys.stderr.write(f"trainwire-server: {error}\n")
+            status = 1
         # All is closed. What an ordinary end would wait for is a thread that asks the fork server
         # for a process, which it answers when it has imported torch: seconds, just after a start.
-        os._exit(0)
+        os._exit(status)
 
-    try:
-        asyncio.run(run())
-    except StartError as error:
-        sys.exit(f"trainwire-server: {error}")
+    asyncio.run(run())
 
 
 if __name__ == "__main__":

@@ -35,12 +35,14 @@ from trainwire_server.jobs.store import Store
 from trainwire_server.logs import configure_logs
 from trainwire_server.memory import collect_seldom, keep_freed_memory
 from trainwire_server.service.dataset import DatasetService
+from trainwire_server.service.guard import Guard
 from trainwire_server.service.health import HEALTH_SERVICE, Health
 from trainwire_server.service.model import ModelService
-from trainwire_server.service.status import DecodeInterceptor
 from trainwire_server.service.system import SystemService
 from trainwire_server.service.training import TrainingService
+from trainwire_server.service.transport import Certificates, TransportError
 from trainwire_server.settings import Settings
+from trainwire_server.tokens import TokenFileError
 
 _SERVICES = tuple(
     module.DESCRIPTOR.services_by_name[name].full_name
@@ -71,19 +73,32 @@ async def serve(settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM.
 
     Raises:
-        StartError: the address, the data directory or the database cannot be used.
+        StartError: address, certificate, tokens, data directory or database cannot be used.
     """
     configure_logs(settings.log_format, settings.log_level)
     keep_freed_memory()
+    guard = _guard(settings)
     catalog = _open_catalog(settings)
     try:
         store = _open_store(catalog)
         try:
-            await _serve(settings, catalog, store)
+            await _serve(settings, guard, catalog, store)
         finally:
             await store.close()
     finally:
         catalog.close()
+
+
+def _guard(settings: Settings) -> Guard:
+    """TLS and tokens as the settings say, read again on SIGHUP."""
+    try:
+        guard = Guard(settings)
+    except (TransportError, TokenFileError) as error:
+        raise StartError(str(error)) from error
+    if guard.certificates or guard.access:
+        # Without either, the signal does what it does to every program.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, guard.reload)
+    return guard
 
 
 def _open_catalog(settings: Settings) -> Catalog:
@@ -102,10 +117,10 @@ def _open_store(catalog: Catalog) -> Store:
         raise StartError(f"cannot use database {catalog.database}: {error}") from error
 
 
-async def _serve(settings: Settings, catalog: Catalog, store: Store) -> None:
+async def _serve(settings: Settings, guard: Guard, catalog: Catalog, store: Store) -> None:
     stop = _stop_signal()
-    server = grpc.aio.server(interceptors=[DecodeInterceptor()], options=_OPTIONS)
-    address = _bind(server, settings.listen)
+    server = grpc.aio.server(interceptors=guard.interceptors(), options=_OPTIONS)
+    address = _bind(server, settings.listen, guard.certificates)
     datasets = Datasets(store, catalog)
     executor = LocalExecutor()
     devices = Devices(executor)
@@ -212,10 +227,13 @@ def _stop_signal() -> asyncio.Event:
     return stop
 
 
-def _bind(server: grpc.aio.Server, listen: str) -> str:
+def _bind(server: grpc.aio.Server, listen: str, certificates: Certificates | None) -> str:
     """Bind to the address; the address with the port that was taken."""
     try:
-        port = server.add_insecure_port(listen)
+        if certificates is None:
+            port = server.add_insecure_port(listen)
+        else:
+            port = server.add_secure_port(listen, certificates.credentials())
     except RuntimeError as error:
         raise StartError(f"cannot listen on {listen}: {error}") from error
-    return f"{listen.rpartition(':')[0]}:{port}"
+    return listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"

@@ -69,6 +69,24 @@ class InvalidRequest(RequestError):
     reason = "INVALID_REQUEST"
 
 
+class TokenMissing(RequestError):
+    """The server takes calls with a token alone, and there is none."""
+
+    reason = "TOKEN_MISSING"
+
+
+class TokenUnknown(RequestError):
+    """The token is not, or no longer, one of the server's."""
+
+    reason = "TOKEN_UNKNOWN"
+
+
+class RoleTooLow(RequestError):
+    """The caller's token does not allow this call."""
+
+    reason = "ROLE_TOO_LOW"
+
+
 class NotFound(RequestError):
     """The named resource does not exist."""
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 _FORMATS = ("auto", "console", "json")
 _LEVELS = ("debug", "info", "warning")
@@ -17,7 +18,12 @@ class Settings:
     """What the server was told at its start; read once and passed on.
 
     Attributes:
-        listen: address to serve on, "HOST:PORT"; port 0 takes a free one.
+        listen: address to serve on, "HOST:PORT" (port 0 takes a free one) or "unix:/PATH".
+        tls_cert: the server's certificate in PEM; None serves without TLS.
+        tls_key: its key.
+        client_ca: CAs of which every client has to have a certificate; None asks for none.
+        token_file: who may call, and with which role; None takes calls from everybody.
+        insecure: whether other machines may reach a server without TLS.
         data_dir: folder that holds the database, datasets and models.
         max_concurrent_jobs: jobs that may train at the same time.
         jobs_per_device: jobs that may train at the same time on one GPU.
@@ -38,6 +44,11 @@ class Settings:
     """
 
     listen: str
+    tls_cert: Path | None
+    tls_key: Path | None
+    client_ca: Path | None
+    token_file: Path | None
+    insecure: bool
     data_dir: Path
     max_concurrent_jobs: int
     jobs_per_device: int
@@ -73,11 +84,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="trainwire-server",
         description="Trains time-series classifiers for other services, over gRPC.",
-        epilog="Every flag is also an environment variable: --data-dir is TRAINWIRE_DATA_DIR.",
+        epilog="Every flag is also an environment variable: --data-dir is TRAINWIRE_DATA_DIR. "
+        "`trainwire-server token` makes a token; `trainwire-server token --help` says how.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
     add("--listen", type=_address, default="127.0.0.1:50051", help="HOST:PORT; port 0: a free one")
+    add("--tls-cert", type=Path, help="certificate in PEM; without it there is no TLS")
+    add("--tls-key", type=Path, help="the certificate's key in PEM")
+    add("--client-ca", type=Path, help="CAs in PEM; every client needs a certificate of one")
+    add("--token-file", type=Path, help="who may call (trainwire-server token makes a line)")
+    add("--insecure", **_SWITCH, help="let other machines reach it though there is no TLS")
     add("--data-dir", type=Path, default="trainwire-data", help="folder for everything stored")
     add("--max-concurrent-jobs", type=_count, default=1, help="jobs that train at the same time")
     add("--jobs-per-device", type=_count, default=1, help="jobs at the same time on one GPU")
@@ -107,10 +124,22 @@ def _one_of(*allowed: str) -> Callable[[str], str]:
     return check
 
 
+def _yes_or_no(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return text == "true"
+
+
+# Not argparse's `store_true`, for which every value from the environment would be a yes.
+_SWITCH: dict[str, Any] = {"type": _yes_or_no, "nargs": "?", "const": True, "default": False}
+
+
 def _address(text: str) -> str:
+    if text.startswith("unix:/"):
+        return text
     host, colon, port = text.rpartition(":")
     if not (host and colon and port.isdigit() and int(port) < 65536):
-        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT or unix:/PATH")
     return text
 
 

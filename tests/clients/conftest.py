@@ -25,7 +25,7 @@ ZEROS = {
 """A flag, a count and a real number whose defaults are not zero."""
 BAD = {"trainer": {"epochs": 0, "learning_rate": 7, "label_smoothing": "NaN"}}
 BAD_FIELDS = {
-    "data.target": "required: set one of column, threshold",
+    "data.target": "required: set one of column, threshold, quantile, triple_barrier",
     "trainer.epochs": "0 is not allowed; allowed: [1, 100000]",
     "trainer.label_smoothing": "nan is not allowed; allowed: [0, 0.5]",
     "trainer.learning_rate": "7 is not allowed; allowed: (0, 1)",

@@ -30,10 +30,14 @@ def curl(server: Any, tmp_path_factory: pytest.TempPathFactory) -> Curl:
     binary = Path(sysconfig.get_path("scripts")) / "buf"
     # Away from the repository's own .proto files: all it knows comes from reflection.
     folder = tmp_path_factory.mktemp("buf")
+    scheme, security = "http", ["--http2-prior-knowledge"]
+    if server.secrets is not None:
+        header = ["-H", server.authorization, "--reflect-header", server.authorization]
+        scheme, security = "https", ["--cacert", f"{server.secrets / 'ca.pem'}", *header]
 
     def run(path: str, *flags: str, data: str = "") -> subprocess.CompletedProcess[str]:
-        url = f"http://{server.address}/{path}".removesuffix("/")
-        command = [str(binary), "curl", "--protocol", "grpc", "--http2-prior-knowledge", *flags]
+        url = f"{scheme}://{server.address}/{path}".removesuffix("/")
+        command = [str(binary), "curl", "--protocol", "grpc", *security, *flags]
         given = ["-d", "@-"] if data else []
         return subprocess.run(
             [*command, *given, url],

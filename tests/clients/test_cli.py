@@ -64,7 +64,7 @@ def trainwire(server: Any) -> Trainwire:
             env={
                 **os.environ,
                 "PYTHONPATH": os.pathsep.join(sys.path),
-                "TRAINWIRE_TARGET": server.address,
+                **server.client_environment,
             },
         )
         assert done.returncode == status, (done.stdout, done.stderr)
@@ -178,10 +178,10 @@ def test_validate_shows_what_would_be_trained_and_makes_no_job(
     trainwire: Trainwire, trained: Trained
 ) -> None:
     request = ["--dataset", trained.job.request.dataset, "--label", "y", *SMALL]
-    before = trainwire("jobs", "--json").stdout
+    before = parsed(trainwire("jobs", "--json"), training_pb2.TrainingJob)
     (answer,) = parsed(trainwire("validate", *request, "--json"), training_pb2.TrainingJob)
     plain = trainwire("validate", *request, "--set", "balancing.focal_gamma=1").stdout
-    assert trainwire("jobs", "--json").stdout == before
+    assert parsed(trainwire("jobs", "--json"), training_pb2.TrainingJob) == before
     started = next(event.started for event in trained.events if event.HasField("started"))
     assert not answer.name
     assert answer.request_digest == trained.job.request_digest

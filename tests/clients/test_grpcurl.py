@@ -33,11 +33,14 @@ MODEL = "trainwire.v1.ModelService/GetModel"
 def grpcurl(server: Any) -> Grpcurl:
     """Runs the grpcurl binary against the shared server: flags, then what to call; and input."""
     binary = Path(sysconfig.get_path("scripts")) / "grpcurl"
+    security = ["-plaintext"]
+    if server.secrets is not None:
+        security = ["-cacert", f"{server.secrets / 'ca.pem'}", "-H", server.authorization]
 
     def run(*arguments: str, data: str = "") -> subprocess.CompletedProcess[str]:
         *flags, verb = arguments
         verbs = verb.split()
-        command = [str(binary), "-plaintext", *flags, server.address, *verbs]
+        command = [str(binary), *security, *flags, server.address, *verbs]
         return subprocess.run(
             command, input=data, capture_output=True, text=True, timeout=60, check=False
         )
@@ -285,7 +288,7 @@ def test_a_bad_request_prints_the_decoded_violations(
         "reason": "INVALID_REQUEST",
     }
     assert {v["field"]: v["description"] for v in violations["field_violations"]} == {
-        "data.target": "required: set one of column, threshold",
+        "data.target": "required: set one of column, threshold, quantile, triple_barrier",
         "model.dropout": "0.95 is not allowed; allowed: [0, 0.9]",
         "trainer.epochs": "0 is not allowed; allowed: [1, 100000]",
         "trainer.label_smoothing": "nan is not allowed; allowed: [0, 0.5]",

@@ -40,11 +40,15 @@ def trained(
     small: Callable[..., training_pb2.TrainingRequest],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Trained:
-    """A model of two classes; one of its features is about a million and varies by hundredths."""
+    """A model of two classes, calibrated and with decision thresholds.
+
+    One of its features is about a million and varies by hundredths.
+    """
     table = columns(rows=600, seed=51)
     table["a"] = 1e6 + 0.01 * table["a"].astype(np.float64)
     request = small(client.upload(table).name, epochs=4)
     request.data.windows.time_column = "time"
+    request.prediction.calibrate_probabilities = request.prediction.tune_thresholds = True
     job = client.submit(request)
     events = list(client.watch(job))
     folder = tmp_path_factory.mktemp("predict") / "model"
@@ -94,16 +98,58 @@ def test_it_gives_the_classes_that_the_server_measured(trained: Trained, tmp_pat
     }
     # The windows of the test split are the last ones.
     of_test = sorted(rows, key=lambda row: row["time"])[-trained.started.test.windows :]
+    true = [trained.columns["y"][row["time"]] for row in of_test]
+    matrix, plain = np.zeros((2, 2, 2), dtype=int)
+    np.add.at(matrix, (true, [int(row["predicted"]) for row in of_test]), 1)
+    np.add.at(plain, (true, [int(row["probability_1"] > 0.5) for row in of_test]), 1)
+    metrics = json.loads((trained.bundle / "metrics.json").read_text())
+    adjusted = metrics["adjusted"]["test"]
+    assert matrix.ravel().tolist() == adjusted["confusion_matrix"]
+    assert plain.ravel().tolist() == metrics["test"]["confusion_matrix"]
+    assert matrix.sum(axis=0).min() > 0
+    assert (matrix != plain).any()
+    said = [[row[f"probability_{name}"] for name in (0, 1)] for row in of_test]
+    assert np.sum(said, axis=1) == pytest.approx(np.ones(len(said)))
+    own = np.array(said)[np.arange(len(said)), true]
+    assert -np.log(own).mean() == pytest.approx(adjusted["loss"], rel=1e-5)
+    assert adjusted["loss"] != pytest.approx(metrics["test"]["loss"], rel=1e-3)
+
+
+def test_gaps_are_filled_and_rows_scaled_as_in_training(
+    client: TrainingClient,
+    columns: Callable[..., Columns],
+    small: Callable[..., training_pb2.TrainingRequest],
+    tmp_path: Path,
+) -> None:
+    table = columns(rows=600, seed=53)
+    gaps = np.random.default_rng(0).permutation(600)[:60]
+    table["a"] = 1e6 + np.cumsum(table["a"].astype(np.float64))
+    table["a"][gaps] = np.nan
+    table["b"] = np.where(np.arange(600) < 3, np.nan, table["b"])
+    request = small(client.upload(table).name, epochs=4)
+    request.data.windows.time_column = "time"
+    request.data.scaling = training_pb2.SCALING_ROLLING
+    request.data.scaling_window = 20
+    request.data.missing_values = training_pb2.MISSING_VALUES_FORWARD_FILL
+    events = list(client.watch(client.submit(request)))
+    started = next(event.started for event in events if event.HasField("started"))
+    assert (started.dropped_rows, started.unscaled_windows) == (3, 19)
+    assert started.filled_values == (gaps >= 3).sum()
+    client.download(events[-1].succeeded.model, tmp_path / "model")
+    data = write_csv(tmp_path / "bars.csv", table, list(range(600)))
+    done = predict(tmp_path / "model", data, "--json")
+    assert done.stderr.splitlines() == [
+        "26 rows have no prediction: too few rows of their series come before",
+        "3 rows have no prediction: values are missing",
+        f"{started.filled_values} missing values were taken from before",
+    ]
+    rows = [json.loads(line) for line in done.stdout.splitlines()][-started.test.windows :]
     matrix = np.zeros((2, 2), dtype=int)
-    for row in of_test:
-        matrix[trained.columns["y"][row["time"]], int(row["predicted"])] += 1
-    metrics = json.loads((trained.bundle / "metrics.json").read_text())["test"]
+    for row in rows:
+        matrix[table["y"][row["time"]], int(row["predicted"])] += 1
+    metrics = json.loads((tmp_path / "model/metrics.json").read_text())["test"]
     assert matrix.ravel().tolist() == metrics["confusion_matrix"]
     assert matrix.sum(axis=0).min() > 0
-    for row in rows:
-        scores = [row["probability_0"], row["probability_1"]]
-        assert sum(scores) == pytest.approx(1)
-        assert int(row["predicted"]) == int(scores[1] > scores[0])
 
 
 def test_it_shows_the_last_rows_and_writes_all(trained: Trained, tmp_path: Path) -> None:

@@ -31,9 +31,9 @@ FORMATS = {
 class Driven:
     """The asyncio client, each of its verbs driven to its end by an event loop."""
 
-    def __init__(self, address: str, runner: asyncio.Runner) -> None:
+    def __init__(self, server: Any, runner: asyncio.Runner) -> None:
         async def connect() -> trainwire_client.aio.TrainingClient:
-            return trainwire_client.aio.TrainingClient(address)
+            return trainwire_client.aio.TrainingClient(server.address, **server.credentials)
 
         self._runner = runner
         self._client = runner.run(connect())
@@ -62,10 +62,10 @@ class Driven:
 def user(request: pytest.FixtureRequest, server: Any) -> Iterator[Any]:
     """A client of the shared server, of either kind."""
     if request.param == "blocking":
-        with trainwire_client.TrainingClient(server.address) as client:
+        with server.client() as client:
             yield client
         return
-    with asyncio.Runner() as runner, closing(Driven(server.address, runner)) as driven:
+    with asyncio.Runner() as runner, closing(Driven(server, runner)) as driven:
         yield driven
 
 

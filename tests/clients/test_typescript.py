@@ -23,6 +23,8 @@ MODULES = PACKAGE / "node_modules"
 OLDEST_NODE = 20
 NO_NETWORK = ("EAI_AGAIN", "ECONNREFUSED", "ECONNRESET", "ENETUNREACH", "ENOTFOUND", "ETIMEDOUT")
 
+pytestmark = pytest.mark.slow
+
 Check = Callable[..., list[dict[str, Any]]]
 AssertEvents = Callable[..., list[training_pb2.TrainingEvent]]
 

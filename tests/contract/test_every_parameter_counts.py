@@ -27,7 +27,11 @@ from google.protobuf.message import Message
 from trainwire import contract
 from trainwire.v1 import dataset_pb2, training_pb2
 from trainwire_client import TrainingClient
-from trainwire_client.errors import AlreadyExistsError, DeviceUnavailableError
+from trainwire_client.errors import (
+    AlreadyExistsError,
+    DatasetUnsuitableError,
+    DeviceUnavailableError,
+)
 from trainwire_server.data import profile
 from trainwire_server.training.fit import fit
 
@@ -47,6 +51,7 @@ KEPT = {
     "model": f"{DATA} {BALANCE} learning_rates",
     "trainer": f"{DATA} {BALANCE} parameter_count",
     "balancing": f"{DATA} parameter_count learning_rates",
+    "prediction": f"{DATA} {BALANCE} parameter_count train_losses weights best_epoch",
 }
 """What no field of a section may change: a value that goes to the wrong place shows up there."""
 
@@ -76,10 +81,11 @@ class Outcome:
         return {
             "splits": [
                 *((split.rows, split.windows) for split in splits),
-                (started.purged_windows, started.unlabelled_windows),
+                (started.purged_windows, started.unlabelled_windows, started.unscaled_windows),
             ],
             "classes": list(started.class_names),
             "class_counts": list(started.class_counts),
+            "return_thresholds": started.return_thresholds.SerializeToString(),
             "features": list(started.feature_columns),
             "scaler": (self.preprocessing["mean"], self.preprocessing["scale"]),
             "balanced_class_counts": list(started.balanced_class_counts),
@@ -92,6 +98,9 @@ class Outcome:
             "epochs_run": len(epochs),
             "stopped_early": succeeded.stopped_early,
             "best_epoch": succeeded.best_epoch,
+            "temperature": succeeded.adjusted.temperature,
+            "decision_thresholds": list(succeeded.adjusted.decision_thresholds),
+            "adjusted_test": succeeded.adjusted.test,
             "weights": self.weights,
         }
 
@@ -211,6 +220,18 @@ THRESHOLD: Settings = {
     "data.threshold.lower": "-0.005",
     "data.threshold.upper": "0.005",
 }
+QUANTILE: Settings = {
+    "data.quantile.price_column": "price",
+    "data.quantile.horizon": "2",
+    "data.quantile.volatility_window": "5",
+}
+TRIPLE_BARRIER: Settings = {
+    "data.triple_barrier.price_column": "price",
+    "data.triple_barrier.horizon": "2",
+    "data.triple_barrier.volatility_window": "5",
+}
+PRICED = "return_thresholds weights"
+COUNTED = "class_counts weights"
 
 
 SAMPLES: Settings = {"data.samples.feature_columns": "wave"}
@@ -323,6 +344,16 @@ IN_PROCESS: dict[str, Entry] = {
     "data.threshold.horizon": moves("splits class_counts weights", "3", base=THRESHOLD),
     "data.threshold.lower": moves("class_counts weights", "-0.01", base=THRESHOLD),
     "data.threshold.upper": moves("class_counts weights", "0.01", base=THRESHOLD),
+    "data.quantile.price_column": moves(PRICED, "other_price", base=QUANTILE),
+    "data.quantile.horizon": moves(f"splits {PRICED}", "3", base=QUANTILE),
+    "data.quantile.lower_quantile": moves(f"class_counts {PRICED}", "0.1", base=QUANTILE),
+    "data.quantile.upper_quantile": moves(f"class_counts {PRICED}", "0.8", base=QUANTILE),
+    "data.quantile.volatility_window": moves(PRICED, "4", "0", base=QUANTILE),
+    "data.triple_barrier.price_column": moves(COUNTED, "other_price", base=TRIPLE_BARRIER),
+    "data.triple_barrier.horizon": moves(f"splits {COUNTED}", "3", base=TRIPLE_BARRIER),
+    "data.triple_barrier.profit_taking": moves(COUNTED, "0.7", base=TRIPLE_BARRIER),
+    "data.triple_barrier.stop_loss": moves(COUNTED, "0.7", base=TRIPLE_BARRIER),
+    "data.triple_barrier.volatility_window": moves(COUNTED, "4", "10", base=TRIPLE_BARRIER),
     "data.chronological.train_fraction": moves("splits weights", "0.6"),
     "data.chronological.validation_fraction": moves("splits", "0.2"),
     "data.chronological.embargo_rows": moves("splits", "0", "2"),
@@ -330,7 +361,12 @@ IN_PROCESS: dict[str, Entry] = {
     "data.stratified.validation_fraction": moves("splits", "0.2", base=STRATIFIED),
     "data.split_column.name": moves("splits weights", "other_part", base=PARTS),
     "data.split_column.validation_fraction": moves("splits weights", "0.4", base=PARTS),
-    "data.scaling": moves(f"scaler {LEARNING}", "NONE"),
+    "data.scaling": moves(
+        f"scaler {LEARNING}", "NONE", "ROLLING", base={"data.scaling_window": "10"}
+    ),
+    "data.scaling_window": moves(
+        "splits weights", "12", base={"data.scaling": "ROLLING", "data.scaling_window": "10"}
+    ),
     "model.dropout": moves(LEARNING, "0.1"),
     f"{SIZE}.conv_blocks": moves("parameter_count weights", "2"),
     f"{SIZE}.conv_channels": moves("parameter_count weights", "8"),
@@ -381,6 +417,10 @@ IN_PROCESS: dict[str, Entry] = {
     "trainer.label_smoothing": moves(LEARNING, "0"),
     "trainer.use_augmentation": moves(LEARNING, "false"),
     "trainer.gaussian_noise_std": moves(LEARNING, "0.1", "0"),
+    "trainer.mixup_alpha": moves(LEARNING, "0.4"),
+    "trainer.scaling_std": moves(LEARNING, "0.3"),
+    "trainer.time_mask_ratio": moves(LEARNING, "0.5"),
+    "trainer.feature_dropout": moves(LEARNING, "0.2"),
     "trainer.gradient_clip_norm": moves(
         LEARNING, "0.01", "0", base={"trainer.gradient_clip_norm": "0.05"}
     ),
@@ -400,6 +440,10 @@ IN_PROCESS: dict[str, Entry] = {
     "balancing.class_weight_method": moves(f"class_weights {LEARNING}", "SQRT", "EFFECTIVE_NUMBER"),
     "balancing.use_oversampling": moves(f"balanced_class_counts {LEARNING}", "false"),
     "balancing.oversample_ratio": moves(f"balanced_class_counts {LEARNING}", "0.9"),
+    "balancing.oversample_method": moves(LEARNING, "SMOTE"),
+    "balancing.smote_k_neighbors": moves(
+        LEARNING, "2", base={"balancing.oversample_method": "SMOTE"}
+    ),
     "balancing.use_undersampling": moves(f"balanced_class_counts {LEARNING}", "true"),
     "balancing.undersample_ratio": moves(
         f"balanced_class_counts {LEARNING}",
@@ -407,6 +451,8 @@ IN_PROCESS: dict[str, Entry] = {
         "0.7",
         base={"balancing.use_undersampling": "true"},
     ),
+    "prediction.calibrate_probabilities": moves("temperature adjusted_test", "true"),
+    "prediction.tune_thresholds": moves("decision_thresholds adjusted_test", "true"),
 }
 
 
@@ -504,6 +550,7 @@ def copy_field(path: str, source: Message, target: Message) -> None:
         target.MergeFrom(type(source)(**{leaf: getattr(source, leaf)}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", IN_PROCESS)
 def test_field_that_nothing_reads_is_caught(laboratory: Laboratory, path: str) -> None:
     entry = IN_PROCESS[path]
@@ -555,6 +602,25 @@ def see_dataset(client: TrainingClient, request_for: RequestFor, columns: Column
     second = client.wait(client.submit(request))
     assert first.dataset_digest != second.dataset_digest
     assert first.progress.best_validation.loss != second.progress.best_validation.loss
+
+
+def see_missing_values(client: TrainingClient, request_for: RequestFor, columns: Columns) -> None:
+    """Refused, filled or left out; and filled and left out rows make other windows and losses."""
+    values = columns["a"].astype(np.float64)
+    values[[50, 60]] = np.nan
+    request = request_for(epochs=1)
+    request.dataset = client.upload({**columns, "a": values}).name
+    with pytest.raises(DatasetUnsuitableError, match=r"2 NaN .* data\.missing_values"):
+        client.submit(request)
+    counts, losses = [], set()
+    for text in ("FORWARD_FILL", "DROP"):
+        contract.assign(request, "data.missing_values", text)
+        events = list(client.train(request))
+        started = next(event.started for event in events if event.HasField("started"))
+        counts.append((started.filled_values, started.dropped_rows))
+        losses.add(next(event.epoch.train.loss for event in events if event.HasField("epoch")))
+    assert counts == [(2, 0), (0, 2)]
+    assert len(losses) == 2
 
 
 def see_device(client: TrainingClient, request_for: RequestFor, _: Columns) -> None:
@@ -615,6 +681,7 @@ ON_THE_WIRE: dict[str, Callable[[TrainingClient, RequestFor, Columns], None]] = 
     "display_name": see_display_name,
     "labels": see_labels,
     "dataset": see_dataset,
+    "data.missing_values": see_missing_values,
     "resources.device": see_device,
     "resources.priority": see_priority,
     "validate_only": see_validate_only,

@@ -186,12 +186,11 @@ def test_every_range_holds_a_value(field: FieldDescriptor) -> None:
         assert high.is_integer()
 
 
-@pytest.mark.parametrize("target", ["column", "threshold"])
+@pytest.mark.parametrize("target", ["column", "threshold", "quantile", "triple_barrier"])
 def test_the_defaults_together_keep_the_contract(target: str) -> None:
     request = training_pb2.TrainingRequest(dataset="datasets/a")
-    request.data.column.name = "label"
-    if target == "threshold":
-        request.data.threshold.price_column = "price"
+    field = "name" if target == "column" else "price_column"
+    contract.assign(request, f"data.{target}.{field}", "some")
     assert contract.violations(contract.resolve(request)) == []
     assert contract.warnings(request) == []
 
@@ -273,6 +272,19 @@ def test_messages_have_no_option_but_where_they_are_allowed_and_why(field: Field
         check_condition(options.allowed_when)
 
 
+@each([field for field in LEAVES if field.enum_type is not None])
+def test_values_have_no_option_but_where_they_are_allowed_and_why(field: FieldDescriptor) -> None:
+    """And never the default, which is taken wherever nothing is said."""
+    assert field.enum_type is not None
+    for value in field.enum_type.values:
+        options = value.GetOptions().Extensions[options_pb2.value_param]
+        given = {option.name for option, _ in options.ListFields()}
+        assert given in (set(), {"description", "allowed_when"})
+        if given:
+            check_condition(options.allowed_when)
+            assert value.name != contract.default_text(field)
+
+
 @with_option("active_when")
 def test_fields_with_defaults_are_active_by_default(parameter: contract.Parameter) -> None:
     oneof = oneof_at(parameter.param.active_when.field)
@@ -282,8 +294,9 @@ def test_fields_with_defaults_are_active_by_default(parameter: contract.Paramete
         return
     decider = BY_PATH[parameter.param.active_when.field]
     if contract.default_text(decider.field) != parameter.param.active_when.equals:
-        # The one exception: what belongs to a switch that is off unless somebody sets it.
-        assert (decider.type, parameter.param.active_when.equals) == ("bool", "true")
+        # The exceptions: what belongs to a switch that is off unless somebody sets it, or to one of
+        # several ways that is not the default.
+        assert parameter.param.active_when.equals in ("true", *decider.enum_values)
 
 
 @with_option("default_from")

@@ -43,6 +43,8 @@ MODULES = (training_pb2, dataset_pb2, model_pb2, system_pb2)
 COMPANIONS: dict[str, dict[str, float]] = {
     "data.threshold.lower": {"data.threshold.upper": 1000.0},
     "data.threshold.upper": {"data.threshold.lower": -1.0},
+    "data.quantile.lower_quantile": {"data.quantile.upper_quantile": 0.9},
+    "data.quantile.upper_quantile": {"data.quantile.lower_quantile": 0.1},
     "data.chronological.train_fraction": {"data.chronological.validation_fraction": TINY},
     "data.chronological.validation_fraction": {"data.chronological.train_fraction": TINY},
     "data.stratified.train_fraction": {"data.stratified.validation_fraction": TINY},
@@ -192,8 +194,9 @@ def put(message: Message, path: str, value: float) -> None:
 
 def training(path: str, value: float) -> training_pb2.TrainingRequest:
     request = training_pb2.TrainingRequest(dataset="datasets/none")
-    if path.startswith("data.threshold"):
-        request.data.threshold.price_column = "price"
+    target = path.split(".")[1] if path.startswith("data.") else ""
+    if target in ("threshold", "quantile", "triple_barrier"):
+        getattr(request.data, target).price_column = "price"
     else:
         request.data.column.name = "label"
     if path.startswith("data.stratified"):

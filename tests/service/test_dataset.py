@@ -251,6 +251,7 @@ def test_a_page_token_of_another_make_is_invalid(
     assert set(refused.fields) == {"page_token"}
 
 
+@pytest.mark.slow
 def test_an_upload_that_takes_more_memory_than_allowed_is_refused(
     start_server: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -102,10 +102,10 @@ def invoke(channel: grpc.Channel, rpc: str, data: bytes) -> Any:
     path = f"/{method.containing_service.full_name}/{method.name}"
     if method.client_streaming:
         upload: Any = channel.stream_unary(path)
-        return upload(iter([data]), timeout=10)
+        return upload(iter([data]), timeout=60)
     kind: Any = channel.unary_stream if method.server_streaming else channel.unary_unary
     call = kind(path)
-    return call(data, timeout=10)
+    return call(data, timeout=60)
 
 
 def test_every_rpc_has_an_entry() -> None:

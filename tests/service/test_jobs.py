@@ -61,6 +61,7 @@ def on_two_slots(two_slots: Any, columns: Any, small: Make) -> Iterator[tuple[An
         yield stub, lambda **trainer: small(dataset.name, **trainer)
 
 
+@pytest.mark.slow
 def test_two_slots_run_two_jobs_and_the_rest_by_priority(on_two_slots: tuple[Any, Make]) -> None:
     service, make = on_two_slots
     long = [
@@ -95,6 +96,7 @@ def get(service: Any, name: str) -> training_pb2.TrainingJob:
     return job
 
 
+@pytest.mark.slow
 def test_two_jobs_train_at_the_same_time(on_two_slots: tuple[Any, Make]) -> None:
     service, make = on_two_slots
     jobs = [service.SubmitTraining(make(epochs=40, seed=seed)) for seed in (1, 2, 3)]

@@ -11,8 +11,9 @@ import numpy.typing as npt
 import pytest
 from hypothesis import settings
 
-from trainwire import contract
+from trainwire import contract, rolling
 from trainwire.v1 import training_pb2
+from trainwire_server.data.features import RawWindows
 from trainwire_server.data.prepare import Prepared, Split
 
 # The same examples every time, and no limit that a busy machine could break.
@@ -46,27 +47,40 @@ def _split(labels: npt.NDArray[np.int64], first: int, windows: int) -> Split:
     return Split(starts, labels[starts + TIME - 1], windows + TIME - 1)
 
 
-def _make_prepared(seed: int = 0, blow_up: float = 1.0) -> Prepared:
-    """Three classes of about 67, 23 and 10 %: the height of a wave that the first feature shows."""
+def _make_prepared(seed: int = 0, blow_up: float = 1.0, history: int = 0) -> Prepared:
+    """Three classes of about 67, 23 and 10 %: the height of a wave that the first feature shows.
+
+    With a history rows are scaled by so many rows before them.
+    """
     rng = np.random.default_rng(seed)
     raw = rng.standard_normal((400, FEATURES)) * [1.0, 5.0, 0.2] + [0.0, 100.0, -3.0]
     wave = np.sin(np.arange(400) / 6)
     raw[:, 0] = wave + 0.1 * raw[:, 0]
     labels = np.digitize(wave, [0.5, 0.95]).astype(np.int64)
     mean, scale = raw[:257].mean(axis=0), raw[:257].std(axis=0)
+    features = (raw - mean) / scale * blow_up
+    validation, test = _split(labels, 260, 60), _split(labels, 330, 60)
+    if history:
+        features = np.full(raw.shape, np.nan)
+        features[history:] = rolling.scale(raw, history + 1)
+        mean, scale = np.zeros(FEATURES), np.ones(FEATURES)
+    held_out = np.concatenate([validation.starts, test.starts])
+    windows = raw[held_out[:, None] + np.arange(-history, TIME)]
     return Prepared(
-        features=((raw - mean) / scale * blow_up).astype(np.float32),
+        features=features.astype(np.float32),
         sequence_length=TIME,
         feature_columns=[f"f{i}" for i in range(FEATURES)],
         class_names=["hold", "buy", "sell"],
         mean=mean,
         scale=scale,
-        train=_split(labels, 0, 250),
-        validation=_split(labels, 260, 60),
-        test=_split(labels, 330, 60),
+        train=_split(labels, history, 250 - history),
+        validation=validation,
+        test=test,
         purged_windows=23,
         unlabelled_windows=0,
         warnings=[],
+        history=history,
+        raw_windows=RawWindows(held_out, windows) if history else None,
     )
 
 

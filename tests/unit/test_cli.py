@@ -274,6 +274,9 @@ def test_files_of_series_do_not_hide_what_is_wrong(
     result = _run("train", "--data", series[0], "--threshold", "close,5,-0.01,0.02")
     assert result.exit_code == 2
     assert "data.threshold: not allowed while data.layout is samples" in result.stderr
+    # The label column that such files have by themselves takes no target's place.
+    result = _run("train", "--data", series[0], "--set", "data.quantile.price_column=close")
+    assert "data.quantile: not allowed while data.layout is samples" in result.stderr
     two = _run("train", "--data", series[0], "--data", series[0])
     assert two.exit_code == 1
     assert "cannot tell which file trains" in two.stderr
@@ -424,7 +427,7 @@ def test_violations_are_all_told_before_anything_is_uploaded(
         "did you mean trainer.scheduler_t_0?",
         "trainer.precision: 'FP8' is not allowed; allowed: PRECISION_AUTO",
         "model.dropout: 2 is not allowed",
-        "data.target: required: set one of column, threshold",
+        "data.target: required: set one of column, threshold, quantile, triple_barrier",
     ):
         assert part in result.stderr
     assert result.stdout == ""

@@ -213,6 +213,8 @@ def requests(draw: st.DrawFn) -> training_pb2.TrainingRequest:
     fill(draw, request)
     for member in OTHERS:
         settle(request, member)
+    for parameter in ENUMS:
+        settle_value(request, parameter)
     for parameter in RELATED:
         for path in broken_relation(request, parameter):
             holder, leaf = locate(request, path)
@@ -232,6 +234,22 @@ def settle(request: training_pb2.TrainingRequest, path: str) -> None:
         required = field.containing_oneof.GetOptions().Extensions[options_pb2.oneof_param].required
         decider, oneof = locate(request, condition.field)
         (decider if required else holder).ClearField(oneof if required else leaf)
+
+
+def settle_value(request: training_pb2.TrainingRequest, parameter: Parameter) -> None:
+    """Take back a value of an enum that a choice does not allow."""
+    effective = contract.resolve(request)
+    if not is_chosen(effective, parameter.path):
+        return
+    assert parameter.field.enum_type is not None
+    value = parameter.field.enum_type.values_by_number[get(effective, parameter.path)]
+    condition = value.GetOptions().Extensions[options_pb2.value_param].allowed_when
+    if not condition.field:
+        return
+    decider, oneof = locate(effective, condition.field)
+    if decider.WhichOneof(oneof) != condition.equals:
+        holder, leaf = locate(request, parameter.path)
+        holder.ClearField(leaf)
 
 
 def fill(draw: st.DrawFn, message: Message) -> None:
@@ -460,6 +478,18 @@ def test_a_member_is_refused_where_another_choice_does_not_allow_it(
     (found,) = contract.violations(request)
     assert found.field == member
     assert CONDITIONAL_MEMBERS[member, other] in found.description
+
+
+def test_a_value_is_refused_where_another_choice_does_not_allow_it() -> None:
+    request = sound()
+    contract.assign(request, "data.scaling", "ROLLING")
+    assert fields(request) == []
+    request.data.samples.SetInParent()
+    (found,) = contract.violations(request)
+    assert found.field == "data.scaling"
+    assert found.description.startswith(
+        "SCALING_ROLLING is not allowed while data.layout is samples; allowed: with windows"
+    )
 
 
 @pytest.mark.parametrize("length", [2, 61])
@@ -894,7 +924,7 @@ def another(parameter: Parameter, request: training_pb2.TrainingRequest) -> Any:
         return not current
     if field.cpp_type in INTEGERS:
         return current + 1
-    return current * 0.99 if field.cpp_type == REAL else f"{current or 'a'}2"
+    return (current * 0.99 or 0.01) if field.cpp_type == REAL else f"{current or 'a'}2"
 
 
 def test_set_fields_are_in_order_and_name_chosen_members() -> None:
@@ -1126,7 +1156,7 @@ def test_setting_a_member_replaces_the_one_before() -> None:
             "horizon",
             "1",
             "horizon",
-            ["did you mean data.column.horizon or data.threshold.horizon?"],
+            ["did you mean data.column.horizon", "data.triple_barrier.horizon?"],
         ),
         ("trainer", "1", "trainer", ["is a message"]),
         ("labels", "a", "labels", ["labels.KEY"]),

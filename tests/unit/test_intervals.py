@@ -7,10 +7,14 @@ import pytest
 
 from trainwire.v1 import training_pb2
 from trainwire_server.training.intervals import LEVEL, bootstrap_intervals
-from trainwire_server.training.ranking import Scores
+from trainwire_server.training.ranking import Rankings, Scores
 
 NAMES = ["a", "b"]
 ALL = ["accuracy", "balanced_accuracy", "macro_f1", "matthews_correlation", "roc_auc"]
+
+
+def find_intervals(scores: Scores, block: int, seed: int = 1) -> list[training_pb2.MetricInterval]:
+    return bootstrap_intervals(Rankings(scores, NAMES), scores.likeliest, block, seed)
 
 
 def make_scores(hits: np.ndarray, seed: int = 0) -> Scores:
@@ -27,7 +31,7 @@ def width(intervals: list[training_pb2.MetricInterval], metric: str = "accuracy"
 
 def test_independent_windows_give_the_binomial_interval() -> None:
     hits = np.random.default_rng(1).random(4_000) < 0.7
-    intervals = bootstrap_intervals(make_scores(hits), NAMES, 1, seed=1)
+    intervals = find_intervals(make_scores(hits), 1)
     assert [each.metric for each in intervals] == ALL
     assert all(each.lower < each.upper for each in intervals)
     assert {each.level for each in intervals} == {LEVEL}
@@ -39,8 +43,8 @@ def test_windows_that_overlap_widen_it() -> None:
     # Forty windows at a time are right or wrong together.
     hits = np.repeat(np.random.default_rng(1).random(100) < 0.7, 40)
     scores = make_scores(hits)
-    alone = bootstrap_intervals(scores, NAMES, 1, seed=1)
-    blocks = bootstrap_intervals(scores, NAMES, 40, seed=1)
+    alone = find_intervals(scores, 1)
+    blocks = find_intervals(scores, 40)
     expected = 2 * 1.645 * (0.7 * 0.3 / 100) ** 0.5
     assert width(blocks) == pytest.approx(expected, rel=0.3)
     assert width(blocks) > 1.3 * width(alone)
@@ -49,7 +53,7 @@ def test_windows_that_overlap_widen_it() -> None:
 def test_it_contains_the_metric_and_follows_from_the_seed() -> None:
     hits = np.random.default_rng(2).random(500) < 0.6
     scores = make_scores(hits)
-    first, again, other = (bootstrap_intervals(scores, NAMES, 5, seed) for seed in (1, 1, 2))
+    first, again, other = (find_intervals(scores, 5, seed) for seed in (1, 1, 2))
     accuracy = next(each for each in first if each.metric == "accuracy")
     assert accuracy.lower < hits.mean() < accuracy.upper
     assert first == again != other
@@ -58,4 +62,4 @@ def test_it_contains_the_metric_and_follows_from_the_seed() -> None:
 @pytest.mark.parametrize(("count", "known"), [(19, False), (20, True)])
 def test_fewer_than_two_blocks_say_nothing(count: int, known: bool) -> None:
     scores = make_scores(np.arange(count) % 3 > 0)
-    assert bool(bootstrap_intervals(scores, NAMES, 10, seed=1)) == known
+    assert bool(find_intervals(scores, 10)) == known

@@ -238,6 +238,22 @@ def _result(end: training_pb2.TrainingEvent) -> str:
     return capture.get()
 
 
+def test_what_the_model_predicts_stands_beside_what_the_network_says() -> None:
+    end = training_pb2.TrainingEvent()
+    end.CopyFrom(SUCCESS)
+    adjusted = end.succeeded.adjusted
+    adjusted.test.CopyFrom(_metrics(0.42))
+    adjusted.decision_thresholds.extend([0.25, 0.25, 0.5])
+    lines = _result(end).replace("\n0.", " 0.").splitlines()
+    shown = next(i for i, line in enumerate(lines) if line.startswith("test, adjusted: macro F1"))
+    assert lines[shown].endswith("loss 0.4200")
+    assert lines[shown + 1 : shown + 4] == [
+        "  threshold SELL 0.25",
+        "  threshold HOLD 0.25",
+        "  threshold BUY 0.5",
+    ]
+
+
 def test_a_failure_is_told_in_full() -> None:
     violation = training_pb2.FieldViolation(field="data.split", description="too small")
     failure = training_pb2.Failure(

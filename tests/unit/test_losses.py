@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from trainwire_server.training.losses import focal_loss, plain_loss
+from trainwire_server.training.losses import focal_loss, mixed_focal_loss, plain_loss
 
 torch.set_num_threads(1)
 
@@ -83,6 +83,37 @@ def test_micro_batches_add_up_to_the_whole_batch(seed: int, cut: int) -> None:
     ]
     for one, other in zip(whole, map(sum, zip(*parts, strict=True)), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=0)
+
+
+@given(seeds, st.integers(1, 9), st.integers(2, 6), st.floats(0, 5), smoothings)
+def test_the_loss_of_mixtures_is_that_of_both_labels_by_their_shares(
+    seed: int, n: int, classes: int, gamma: float, smoothing: float
+) -> None:
+    logits, labels, weights = draw(seed, n, classes)
+    _, others, _ = draw(seed + 1, n, classes)
+    shares = torch.rand(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    above, below = mixed_focal_loss(logits, labels, others, shares, weights, gamma, smoothing)
+    expected = [0.0, 0.0]
+    for i, share in enumerate(shares.tolist()):
+        for part, label in ((share, labels[i : i + 1]), (1 - share, others[i : i + 1])):
+            weight = float(weights[label])
+            loss = slow_focal_loss(logits[i : i + 1], label, weights, gamma, smoothing)
+            expected[0] += part * loss * weight
+            expected[1] += part * weight
+    assert float(above) == pytest.approx(expected[0], rel=1e-9, abs=1e-14)
+    assert float(below) == pytest.approx(expected[1], rel=1e-12)
+
+
+@given(seeds, st.floats(0, 1))
+def test_with_one_share_and_equal_weights_losses_mix_as_in_the_paper(
+    seed: int, share: float
+) -> None:
+    logits, labels, _ = draw(seed, 7, 4)
+    others = labels.roll(1)
+    shares, weights = torch.full((7,), share, dtype=torch.float64), torch.ones(4).double()
+    above, below = mixed_focal_loss(logits, labels, others, shares, weights, 0.0, 0.1)
+    one, other = (cross_entropy(logits, y, label_smoothing=0.1) for y in (labels, others))
+    torch.testing.assert_close(above / below, share * one + (1 - share) * other)
 
 
 @given(seeds, st.integers(1, 9))

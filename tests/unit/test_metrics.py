@@ -81,14 +81,13 @@ def test_scores_are_kept_on_request_in_order_and_up_to_fifty_classes() -> None:
     tally = Tally(3, CPU, keeps_scores=True)
     for part in torch.split(torch.arange(30), 7):
         tally.add(torch.tensor(0.0), torch.tensor(1.0), logits[part], labels[part])
-    kept = tally.scores()
-    assert kept is not None
+    kept, names = tally.scores(), ["a", "b", "c"]
     assert np.array_equal(kept.log_probabilities, logits.log_softmax(1).numpy())
     assert kept.labels.tolist() == labels.tolist()
-    found = split_metrics(0.0, tally.matrix(), ["a", "b", "c"], kept)
+    found = split_metrics(0.0, tally.matrix(), names, tally.rankings(names))
     assert found.roc_auc == pytest.approx(np.mean([each.roc_auc for each in found.classes]))
 
     many = Tally(51, CPU, keeps_scores=True)
     many.add(torch.tensor(0.0), torch.tensor(1.0), torch.eye(51), torch.arange(51))
-    assert many.scores() is None
-    assert tally_of([0, 1], [0, 1], 2).scores() is None
+    assert many.rankings([str(i) for i in range(51)]) is None
+    assert tally_of([0, 1], [0, 1], 2).rankings(["a", "b"]) is None

@@ -21,6 +21,8 @@ from trainwire.architectures.build import build
 from trainwire.architectures.mini_rocket import DilatedKernels, MiniRocket, spread_dilations
 from trainwire.v1 import training_pb2
 from trainwire_server.data.prepare import Prepared
+from trainwire_server.training import extraction
+from trainwire_server.training.extraction import Extraction
 from trainwire_server.training.replicas import Replicas
 from trainwire_server.training.setup import Setup, set_up
 
@@ -258,19 +260,40 @@ def test_replicas_compute_with_what_a_checkpoint_brings() -> None:
 
 
 def test_features_that_are_kept_train_as_those_computed_each_time(
-    train_in: Callable[..., Any], make_request: MakeRequest, tmp_path: Path
+    train_in: Callable[..., Any],
+    make_request: MakeRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    sizes = {"model__mini_rocket__features_per_kernel": "3"}
-    # Noise of no height leaves the windows as they are, but they count as augmented.
-    each_time = make_request(**sizes, trainer__gaussian_noise_std="0")
-    once = make_request(**sizes, trainer__use_augmentation="false")
-    for name, request in (("each_time", each_time), ("once", once)):
-        train_in(tmp_path / name, request)
-    weights = [
-        (tmp_path / name / "bundle/model.safetensors").read_bytes()
-        for name in ("each_time", "once")
-    ]
+    # Synthetic windows have features like all others.
+    request = make_request(
+        model__mini_rocket__features_per_kernel="3",
+        trainer__use_augmentation="false",
+        balancing__oversample_method="SMOTE",
+    )
+    weights = []
+    for most_bytes in (extraction.MOST_BYTES, 0):
+        monkeypatch.setattr(extraction, "MOST_BYTES", most_bytes)
+        train_in(tmp_path / str(most_bytes), request)
+        weights.append((tmp_path / str(most_bytes) / "bundle/model.safetensors").read_bytes())
     assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(("changes", "are_kept"), [
+    ({"trainer__use_augmentation": "false"}, True),
+    ({"trainer__gaussian_noise_std": "0"}, True),
+    ({"trainer__mixup_alpha": "0.2", "trainer__use_augmentation": "false"}, True),
+    ({}, False),
+    ({"trainer__mixup_alpha": "0.2", "trainer__gaussian_noise_std": "0"}, False),
+])  # fmt: skip
+def test_features_are_kept_where_windows_stay_the_same(
+    changes: dict[str, str],
+    are_kept: bool,
+    make_request: MakeRequest,
+    make_prepared: MakePrepared,
+) -> None:
+    request = make_request(model__mini_rocket__features_per_kernel="3", **changes)
+    assert isinstance(set_up(request, make_prepared(), 1).inputs, Extraction) is are_kept
 
 
 # ------------------------------------------------------------------------ the network

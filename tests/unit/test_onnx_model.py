@@ -95,6 +95,32 @@ def test_a_window_that_cannot_be_used_has_no_probabilities(
     assert np.flatnonzero(broken).tolist() == [1]
 
 
+def test_rows_are_scaled_by_those_before_them(
+    make_prepared: MakePrepared, make_request: MakeRequest
+) -> None:
+    request = make_request(data__scaling="ROLLING", data__scaling_window="20")
+    prepared = make_prepared(history=19)
+    raw = prepared.raw_windows
+    assert raw is not None
+    network = network_of(request, prepared)
+    file = onnx_model.export(request, prepared, copy_weights(network), at_once=128)
+    session = onnxruntime.InferenceSession(file)
+    assert session.get_inputs()[0].shape == ["n", 27, 3]
+    assert json.loads(session.get_modelmeta().custom_metadata_map["history"]) == 19
+    windows, scaled = raw.values[-60:].copy(), scaled_windows(prepared)
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(scaled).transpose(1, 2)).softmax(dim=1).numpy()
+    assert np.ptp(expected, axis=0).max() > 0.01
+    assert compute(file, windows) == pytest.approx(expected, abs=1e-5)
+    # Too large to be squared, in a row that others are scaled by.
+    windows[3, 0, 1] = 1e300
+    assert np.flatnonzero(np.isnan(compute(file, windows)).any(axis=1)).tolist() == [3]
+    # The file is held against raw windows: with others it is not written.
+    other = replace(prepared, raw_windows=replace(raw, values=raw.values[::-1].copy()))
+    with pytest.raises(onnx_model.NotExported, match="differ"):
+        onnx_model.export(request, other, copy_weights(network), at_once=128)
+
+
 def weights_of(request: training_pb2.TrainingRequest, prepared: Prepared) -> Weights:
     return copy_weights(network_of(request, prepared))
 
@@ -125,6 +151,7 @@ def test_it_says_what_goes_in_and_comes_out(
         "class_names": ["hält", 'ka"uft', "1"],
         "feature_columns": ["f0", "f1", "f2"],
         "sequence_length": 8,
+        "history": 0,
     }
     (given,), (found,) = session.get_inputs(), session.get_outputs()
     assert (given.name, given.type, given.shape) == ("windows", "tensor(double)", ["n", 8, 3])

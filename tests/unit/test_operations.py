@@ -34,7 +34,7 @@ def test_every_flag_is_there_with_its_default() -> None:
     assert said.pop("--threads") == "none"  # it depends on the machine
     for flag, text in said.items():
         value = defaults[flag]
-        assert text == (f"{value:g}" if isinstance(value, float) else str(value)), flag
+        assert text == (f"{value:g}" if isinstance(value, float) else str(value).lower()), flag
 
 
 @pytest.mark.parametrize("kind", status.CODES, ids=lambda kind: kind.__name__)

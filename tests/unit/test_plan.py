@@ -47,6 +47,7 @@ def store(folder: Path, rows: int = 1200) -> Path:
         {"balancing__use_undersampling": "true", "balancing__undersample_ratio": "0.8"},
         {"trainer__precision": "BF16", "trainer__deterministic": "false"},
         {"data__scaling": "NONE", "balancing__use_oversampling": "false"},
+        {"balancing__oversample_method": "SMOTE", "balancing__smote_k_neighbors": "900"},
     ],
 )
 def test_a_plan_says_what_the_run_says(
@@ -65,8 +66,11 @@ def test_a_plan_says_what_the_run_says(
         told.append(event.warning)
     assert told == warnings
     scaled = request.data.scaling != training_pb2.SCALING_NONE
-    assert len(warnings) == scaled
-    assert 2**27 < planned.memory_estimate_bytes < 2**28
+    is_smote = request.balancing.oversample_method == training_pb2.OVERSAMPLE_METHOD_SMOTE
+    assert len(warnings) == scaled + is_smote
+    # What the libraries take that make new windows.
+    most = 2 ** (28 + is_smote)
+    assert most / 2 < planned.memory_estimate_bytes < most
 
 
 def test_defaults_are_filled_in(tmp_path: Path) -> None:
@@ -191,6 +195,7 @@ def measure_peak() -> Iterator[Callable[..., int]]:
         yield measure
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from /proc")
 @pytest.mark.parametrize(
     ("rows", "large"),
@@ -215,8 +220,19 @@ def measure_peak() -> Iterator[Callable[..., int]]:
                 "data.windows.sequence_length": "9",
             },
         ),
+        # As much again of synthetic windows as the table has rows, each of 60 of these.
+        (
+            25_000,
+            {
+                "trainer.epochs": "1",
+                "model.linear.pool_size": "60",
+                "data.windows.sequence_length": "60",
+                "balancing.oversample_method": "SMOTE",
+                "balancing.oversample_ratio": "1",
+            },
+        ),
     ],
-    ids=["batch", "network", "features"],
+    ids=["batch", "network", "features", "smote"],
 )
 def test_the_estimate_is_right_within_a_factor_of_two(
     rows: int, large: dict[str, str], measure_peak: Callable[..., int], tmp_path: Path

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,7 +25,14 @@ from trainwire_client.errors import (
     UnreadableModelError,
 )
 from trainwire_client.onnx_model import load_onnx_model
-from trainwire_client.predictions import json_rows, predict, report_lines, write
+from trainwire_client.predictions import (
+    json_rows,
+    predict,
+    report_lines,
+    skipped_text,
+    write,
+)
+from trainwire_server.data.prepare import Prepared
 
 MakeRequest = Callable[..., training_pb2.TrainingRequest]
 TrainIn = Callable[..., list[training_pb2.TrainingEvent]]
@@ -33,13 +42,17 @@ CLASSES = ["hold", "buy", "sell"]
 
 @pytest.fixture(scope="module")
 def train(
-    train_in: TrainIn, make_request: MakeRequest, tmp_path_factory: pytest.TempPathFactory
+    train_in: TrainIn,
+    make_request: MakeRequest,
+    make_prepared: Callable[..., Prepared],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., Path]:
     """Trains with a request that names these columns; the folder of the bundle."""
 
-    def make(**changes: str) -> Path:
+    def make(history: int = 0, **changes: str) -> Path:
         job = tmp_path_factory.mktemp("predictions") / "job"
-        train_in(job, make_request(trainer__epochs="5", **changes))
+        request = make_request(trainer__epochs="5", **changes)
+        train_in(job, request, make_prepared(history=history))
         return job / "bundle"
 
     return make
@@ -55,6 +68,21 @@ def plain(train: Callable[..., Path]) -> Path:
 def grouped(train: Callable[..., Path]) -> Path:
     """A bundle of a table with several series and times."""
     return train(data__windows__time_column="time", data__windows__group_column="name")
+
+
+@pytest.fixture(scope="module")
+def series(train: Callable[..., Path]) -> Path:
+    """A bundle of labelled series."""
+    return train(data__samples__feature_columns="f0,f1,f2")
+
+
+def treating_gaps(bundle: Path, policy: str, folder: Path) -> Path:
+    """A copy of a bundle, as of a training with these `missing_values`."""
+    shutil.copytree(bundle, folder)
+    request = json.loads((folder / "request.json").read_text())
+    request["data"]["missing_values"] = f"MISSING_VALUES_{policy}"
+    (folder / "request.json").write_text(json.dumps(request))
+    return folder
 
 
 def features(rows: int) -> dict[str, Any]:
@@ -118,22 +146,103 @@ def test_files_of_every_format_say_the_same(suffix: str, plain: Path, tmp_path: 
     assert predict(plain, path) == expected
 
 
-def test_labelled_series_are_rows(train: Callable[..., Path], tmp_path: Path) -> None:
-    bundle = train(data__samples__feature_columns="f0,f1,f2")
+def test_labelled_series_are_rows(series: Path, tmp_path: Path) -> None:
     windows = np.random.default_rng(5).normal(0, 1, (9, 3, 8)) * [[1], [5], [0.2]]
     windows += [[0], [100], [-3]]
     columns = {
         name: pa.FixedSizeListArray.from_arrays(pa.array(windows[:, i].reshape(-1)), 8)
         for i, name in enumerate(FEATURES)
     }
-    found = predict(bundle, saved(columns, tmp_path / "t.parquet"))
+    found = predict(series, saved(columns, tmp_path / "t.parquet"))
     assert found.table["row"].to_pylist() == list(range(9))
-    assert found.table["predicted"].to_pylist() == load_bundle(bundle).predict(windows)
+    assert found.table["predicted"].to_pylist() == load_bundle(series).predict(windows)
     short = {name: [[1.0] * 7] for name in FEATURES}
     with pytest.raises(UnreadableDataError, match=r"lists of 7 to 7 values; allowed: 8"):
-        predict(bundle, saved(short, tmp_path / "t.parquet"))
+        predict(series, saved(short, tmp_path / "t.parquet"))
     with pytest.raises(UnreadableDataError, match="'f0' is double; allowed: lists"):
-        predict(bundle, saved(features(9), tmp_path / "t.parquet"))
+        predict(series, saved(features(9), tmp_path / "t.parquet"))
+
+
+@pytest.fixture(scope="module")
+def rolling(train: Callable[..., Path]) -> Path:
+    """A bundle whose windows are scaled by the rows before, of a table whose gaps are filled."""
+    return train(
+        history=4,
+        data__windows__time_column="time",
+        data__windows__group_column="name",
+        data__scaling="ROLLING",
+        data__scaling_window="5",
+        data__missing_values="FORWARD_FILL",
+    )
+
+
+def test_windows_come_with_the_rows_that_scale_them(rolling: Path, tmp_path: Path) -> None:
+    columns = changed(time=np.arange(20))
+    whole = {**columns, "f0": columns["f0"].copy()}
+    whole["f0"][9] = whole["f0"][8]
+    columns["f0"][[0, 9]] = np.nan
+    found = predict(rolling, saved(columns, tmp_path / "t.parquet"))
+    assert (found.skipped, found.dropped, found.filled) == (1 + 11, 1, 1)
+    assert found.table["row"].to_pylist() == list(range(12, 20))
+    assert skipped_text(found).splitlines() == [
+        "11 rows have no prediction: too few rows of their series come before",
+        "1 rows have no prediction: values are missing",
+        "1 missing values were taken from before",
+    ]
+    matrix = np.stack([whole[name] for name in FEATURES], axis=1)
+    windows = np.stack([matrix[end - 11 : end + 1] for end in range(12, 20)])
+    model = load_bundle(rolling)
+    assert (model.history, model.sequence_length) == (4, 8)
+    scores = np.stack([found.table[f"probability_{name}"] for name in CLASSES], axis=1)
+    assert scores == pytest.approx(model.predict_proba(windows), abs=1e-5)
+    assert json.loads((rolling / "preprocessing.json").read_text())["history"] == 4
+    card = (rolling / "MODEL_CARD.md").read_text()
+    assert "the last 8 rows of 3 features and the 4 rows before them" in card
+    assert card.count("[n, 12, 3]") == 2
+    with pytest.raises(ValueError, match=r"expected \[n, 12 rows, 3 features\]"):
+        model.predict_proba(windows[:, 4:])
+    columns["f0"][3] = np.inf
+    with pytest.raises(UnreadableDataError, match="'f0' has 1 infinite values"):
+        predict(rolling, saved(columns, tmp_path / "t.parquet"))
+
+
+def test_values_are_filled_within_a_series_and_in_its_order(rolling: Path, tmp_path: Path) -> None:
+    columns = changed(time=np.arange(20), name=["a"] * 14 + ["b"] * 6)
+    columns["f0"][14] = np.nan
+    table = pa.table(columns)
+    order = np.random.default_rng(0).permutation(20)
+    found = predict(rolling, saved(table.take(order), tmp_path / "t.parquet"))
+    assert (found.dropped, found.filled) == (1, 0)
+    assert sorted(found.table["time"].to_pylist()) == [11, 12, 13]
+
+
+def test_dropped_rows_make_neighbours(plain: Path, tmp_path: Path) -> None:
+    bundle = treating_gaps(plain, "DROP", tmp_path / "model")
+    columns = features(30)
+    columns["f1"][[10, 11]] = np.nan
+    found = predict(bundle, saved(columns, tmp_path / "t.parquet"))
+    assert (found.skipped, found.dropped, found.filled) == (9, 2, 0)
+    kept = {name: np.delete(values, [10, 11]) for name, values in columns.items()}
+    alone = predict(bundle, saved(kept, tmp_path / "kept.parquet")).table
+    assert found.table["predicted"] == alone["predicted"]
+    assert found.table["row"].to_pylist() == [7, 8, 9, *range(12, 30)]
+
+
+@pytest.mark.parametrize(("policy", "dropped", "filled"), [("DROP", 3, 0), ("FORWARD_FILL", 2, 1)])
+def test_labelled_series_that_lack_values(
+    policy: str, dropped: int, filled: int, series: Path, tmp_path: Path
+) -> None:
+    bundle = treating_gaps(series, policy, tmp_path / "model")
+    columns: dict[str, Any] = {name: [[float(i)] * 8 for i in range(6)] for name in FEATURES}
+    columns["f0"][1] = [1.0, None, *[1.0] * 6]
+    columns["f1"][2] = None
+    columns["f2"][4] = [np.nan, *[4.0] * 7]
+    found = predict(bundle, saved(columns, tmp_path / "t.parquet"))
+    assert (found.skipped, found.dropped, found.filled) == (dropped, dropped, filled)
+    rows = [row for row in range(6) if row not in (2, 4) and (filled or row != 1)]
+    assert found.table["row"].to_pylist() == rows
+    whole = np.array([[[float(row)] * 8] * 3 for row in rows])
+    assert found.table["predicted"].to_pylist() == load_bundle(series).predict(whole)
 
 
 def changed(**columns: Any) -> dict[str, Any]:

@@ -123,6 +123,77 @@ def test_without_scaling_features_stay_as_they_are(tmp_path: Path) -> None:
     assert np.array_equal(found.features[:, 0], columns["x"].astype(np.float32))
 
 
+def test_rows_are_scaled_by_the_rows_before_them(tmp_path: Path) -> None:
+    columns = _two_series()
+    found = _prepare(tmp_path, columns, scaling="ROLLING", scaling_window="30", **_TIMED)
+    assert (found.history, found.mean.tolist(), found.scale.tolist()) == (29, [0] * 4, [1] * 4)
+    raw = np.concatenate([columns["x"][250:], columns["x"][:250]])
+    places = np.concatenate([np.arange(150), np.arange(250)])
+    assert np.array_equal(np.isnan(found.features).all(axis=1), places < 29)
+    assert not np.isnan(found.features[places >= 29]).any()
+    for row in (29, 149, 150 + 29, 399):
+        window = raw[row - 29 : row + 1]
+        expected = (raw[row] - window.mean()) / window.std()
+        assert found.features[row, 0] == pytest.approx(expected, abs=1e-5)
+    # A window whose first row has 29 rows before it is the first of its series.
+    starts = np.concatenate([found.train.starts, found.validation.starts, found.test.starts])
+    assert (found.train.starts.min(), places[starts].min()) == (29, 29)
+    assert found.unscaled_windows == 2 * 29
+    whole = _prepare(tmp_path, columns, **_TIMED)
+    assert set(starts) == {
+        start
+        for split in (whole.train, whole.validation, whole.test)
+        for start in split.starts
+        if places[start] >= 29
+    }
+    assert _reasons(found) == []
+    assert found.raw_windows is not None
+    held_out = {*found.validation.starts, *found.test.starts}
+    assert {*found.raw_windows.starts} <= held_out
+    start = found.raw_windows.starts[-1]
+    assert np.array_equal(found.raw_windows.values[-1][:, 0], raw[start - 29 : start + 10])
+
+
+def test_later_rows_move_no_earlier_ones(tmp_path: Path) -> None:
+    columns, random = _two_series(), np.random.default_rng(1)
+    order = np.lexsort((columns["when"], columns["symbol"]))
+    columns["x"][random.permutation(400)[:60]] = np.nan
+    columns["x"][[0, 250]] = 3.0  # the first rows of both series: none is left out
+    later = columns["when"] > columns["when"][200]
+    found = []
+    for seed in range(2):
+        random = np.random.default_rng(seed)
+        columns["x"][later] = np.where(random.random(later.sum()) < 0.5, np.nan, 10.0**seed)
+        how = {"scaling_window": "20", "missing_values": "FORWARD_FILL"}
+        found.append(_prepare(tmp_path, columns, scaling="ROLLING", **how, **_TIMED))
+    one, other = (each.features for each in found)
+    assert found[0].filled_values != found[1].filled_values
+    assert np.array_equal(one[~later[order]], other[~later[order]], equal_nan=True)
+    assert not np.array_equal(one[later[order]], other[later[order]], equal_nan=True)
+
+
+def test_a_feature_that_never_moves_is_warned_of_however_it_is_scaled(tmp_path: Path) -> None:
+    columns = _columns()
+    columns["x"][:280] = 0.1
+    found = _prepare(tmp_path, columns, scaling="ROLLING", scaling_window="20")
+    assert _reasons(found) == ["CONSTANT_FEATURE"]
+    assert found.warnings[0].message.endswith(": x")
+    assert not found.features[19:280, 0].any()
+    columns["x"][100] = 0.2
+    assert not _prepare(tmp_path, columns, scaling="ROLLING", scaling_window="20").warnings
+
+
+def test_a_series_too_short_to_be_scaled_says_what_to_change(tmp_path: Path) -> None:
+    chosen = {**_TIMED, "scaling": "ROLLING", "scaling_window": "142"}
+    failure = _failure(tmp_path, _two_series(), **chosen)
+    assert failure.reason == training_pb2.FAILURE_REASON_GROUP_TOO_SHORT
+    assert "series 'A' has 150 rows, but a window takes 10 and 141 before it" in failure.message
+    assert [str(violation) for violation in failure.fields] == [
+        "data.windows.sequence_length: allowed: at most 9",
+        "data.scaling_window: allowed: at most 141",
+    ]
+
+
 def _shuffled(columns: dict[str, Any], seed: int) -> dict[str, Any]:
     order = np.random.default_rng(seed).permutation(len(columns["side"]))
     return {name: values[order] for name, values in columns.items()}

@@ -46,28 +46,49 @@ def test_the_macro_area_is_scikit_learns_one_against_the_rest() -> None:
     probabilities = np.exp(scores.log_probabilities.astype(np.float64))
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     expected = roc_auc_score(scores.labels, probabilities, multi_class="ovr")
-    assert rankings.areas(once) == {"roc_auc": pytest.approx(expected)}
-    assert np.mean(rankings.class_areas(once)) == pytest.approx(expected)
+    found = rankings.areas(once)
+    assert {name: float(area) for name, area in found.summary.items()} == {
+        "roc_auc": pytest.approx(expected)
+    }
+    assert np.mean(found.classes) == pytest.approx(expected)
 
 
 def test_a_class_that_does_not_occur_leaves_the_mean_alone() -> None:
     scores = make_scores(3)
     seen = Scores(scores.log_probabilities, np.minimum(scores.labels, 1))
     rankings, once = Rankings(seen, ["a", "b", "c"]), np.ones(300, dtype=np.int64)
-    first, second, third = rankings.class_areas(once)
+    found = rankings.areas(once)
+    first, second, third = found.classes
     assert math.isnan(third)
-    assert rankings.areas(once)["roc_auc"] == pytest.approx((first + second) / 2)
+    assert found.summary["roc_auc"] == pytest.approx((first + second) / 2)
 
 
 def test_a_single_class_has_no_areas() -> None:
     scores = Scores(make_scores(2).log_probabilities, np.zeros(300, dtype=np.int64))
-    assert Rankings(scores, ["a", "b"]).areas(np.ones(300, dtype=np.int64)) == {}
+    found = Rankings(scores, ["a", "b"]).areas(np.ones(300, dtype=np.int64))
+    assert np.isnan([*found.classes, found.summary["roc_auc"]]).all()
+
+
+def test_many_weights_at_once_are_each_by_itself() -> None:
+    scores, rng = make_scores(3), np.random.default_rng(3)
+    rankings = Rankings(scores, ["SELL", "HOLD", "BUY"])
+    weights = rng.integers(0, 3, (5, 300))
+    # The windows of one class do not count: nothing can be said of it there, and there alone.
+    weights[1, scores.labels == 2] = 0
+    together = rankings.areas(weights)
+    for number, each in enumerate(weights):
+        alone = rankings.areas(each)
+        for name, areas in together.summary.items():
+            np.testing.assert_array_equal(areas[number], alone.summary[name])
+        np.testing.assert_array_equal([a[number] for a in together.classes], alone.classes)
+    assert np.isnan(together.classes[2]).tolist() == [False, True, False, False, False]
+    assert not np.isnan(together.summary["roc_auc"]).any()
 
 
 @pytest.mark.parametrize("names", [["BUY", "HOLD", "SELL"], ["SELL", "HOLD", "BUY"]])
 def test_direction_and_movement_are_asked_of_the_windows_they_are_about(names: list[str]) -> None:
     scores = make_scores(3)
-    found = Rankings(scores, names).areas(np.ones(300, dtype=np.int64))
+    found = Rankings(scores, names).areas(np.ones(300, dtype=np.int64)).summary
     labels = np.array(names)[scores.labels]
     likelihood = {n: np.exp(scores.log_probabilities[:, i]) for i, n in enumerate(names)}
     moved = labels != "HOLD"

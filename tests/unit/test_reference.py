@@ -138,15 +138,20 @@ def test_what_json_schema_has_no_word_for_is_kept() -> None:
     }
     assert _schema_at("trainer.epochs")["x-unit"] == "epochs"
     assert _schema_at("data")["x-oneofs"]["target"] == {
-        "members": ["column", "threshold"],
-        "allowed-when": {"threshold": {"field": "data.layout", "equals": "windows"}},
+        "members": ["column", "threshold", "quantile", "triple_barrier"],
+        "allowed-when": {
+            name: {"field": "data.layout", "equals": "windows"}
+            for name in ("threshold", "quantile", "triple_barrier")
+        },
         "required": True,
     }
 
 
 def test_the_page_tells_choices_conditions_and_the_other_requests() -> None:
     page = reference.markdown()
-    assert "| `data.target` | `column`, `threshold` | required |" in page
+    assert (
+        "| `data.target` | `column`, `threshold`, `quantile`, `triple_barrier` | required |" in page
+    )
     assert "| `data.layout` | `windows`, `samples` | `windows` is taken |" in page
     assert "`data.stratified` is allowed where `data.layout` is `samples` only: " in page
     assert "`balancing.use_focal_loss` is `true`" in page

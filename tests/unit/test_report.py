@@ -67,6 +67,14 @@ WARNING = training_pb2.JobWarning(
     field="trainer.scheduler_t_0",
 )
 
+ADJUSTED = training_pb2.AdjustedPrediction(
+    temperature=1.23,
+    decision_thresholds=[0.25, 0.75],
+    validation=_metrics(),
+    test=_metrics(names=("SELL", "BUY")),
+    calibration_error=training_pb2.CalibrationError(before=0.21, after=0.03),
+)
+
 
 @pytest.mark.parametrize(
     ("event", "lines"),
@@ -83,6 +91,22 @@ WARNING = training_pb2.JobWarning(
                 "started windows train=100 validation=30 test=20 purged=7 unlabelled=3",
                 "started class c0 windows=10 balanced=20 weight=1.5",
                 "started class c1 windows=10 balanced=20 weight=1.5",
+            ],
+        ),
+        (
+            _event(
+                started=training_pb2.JobStarted(
+                    precision=training_pb2.PRECISION_FP32,
+                    unscaled_windows=19,
+                    dropped_rows=3,
+                    filled_values=57,
+                )
+            ),
+            [
+                "started jobs/one device= precision=FP32 threads=0 deterministic=false",
+                "started parameters=0 features=0",
+                "started windows train=0 validation=0 test=0 purged=0 unlabelled=0",
+                "started data unscaled_windows=19 dropped_rows=3 filled_values=57",
             ],
         ),
         (
@@ -140,6 +164,19 @@ WARNING = training_pb2.JobWarning(
                 "succeeded validation loss=0.9877 acc=0.712 bal=0.444 f1=0.333",
                 "succeeded test loss=0.9877 acc=0.712 bal=0.444 f1=0.333",
                 "succeeded test class SELL precision=0.500 recall=0.250 f1=0.333 windows=120",
+            ],
+        ),
+        (
+            _event(succeeded=training_pb2.JobSucceeded(model="models/m", adjusted=ADJUSTED)),
+            [
+                "succeeded models/m best_epoch=0 epochs=0 early=false",
+                "succeeded validation loss=0.0000 acc=0.000 bal=0.000 f1=0.000",
+                "succeeded test loss=0.0000 acc=0.000 bal=0.000 f1=0.000",
+                "succeeded adjusted validation loss=0.9877 acc=0.712 bal=0.444 f1=0.333",
+                "succeeded adjusted test loss=0.9877 acc=0.712 bal=0.444 f1=0.333",
+                "succeeded adjusted temperature=1.23 calibration_error=0.030 (without 0.210)",
+                "succeeded adjusted threshold SELL 0.25",
+                "succeeded adjusted threshold BUY 0.75",
             ],
         ),
         (

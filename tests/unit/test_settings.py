@@ -23,6 +23,11 @@ def test_nothing_is_deleted_or_limited_unless_it_was_said() -> None:
 def test_every_flag_is_an_environment_variable() -> None:
     environment = {
         "TRAINWIRE_LISTEN": "[::1]:0",
+        "TRAINWIRE_TLS_CERT": "/etc/trainwire/server.pem",
+        "TRAINWIRE_TLS_KEY": "/etc/trainwire/server.key",
+        "TRAINWIRE_CLIENT_CA": "/etc/trainwire/clients.pem",
+        "TRAINWIRE_TOKEN_FILE": "/etc/trainwire/tokens",
+        "TRAINWIRE_INSECURE": "true",
         "TRAINWIRE_DATA_DIR": "/tmp/elsewhere",
         "TRAINWIRE_MAX_CONCURRENT_JOBS": "4",
         "TRAINWIRE_JOBS_PER_DEVICE": "2",
@@ -41,6 +46,11 @@ def test_every_flag_is_an_environment_variable() -> None:
     }
     assert read_settings([], environment) == Settings(
         listen="[::1]:0",
+        tls_cert=Path("/etc/trainwire/server.pem"),
+        tls_key=Path("/etc/trainwire/server.key"),
+        client_ca=Path("/etc/trainwire/clients.pem"),
+        token_file=Path("/etc/trainwire/tokens"),
+        insecure=True,
         data_dir=Path("/tmp/elsewhere"),
         max_concurrent_jobs=4,
         jobs_per_device=2,
@@ -66,6 +76,11 @@ def test_jobs_share_the_cores(jobs: int, threads: int, monkeypatch: pytest.Monke
     assert read_settings(["--max-concurrent-jobs", str(jobs)], {}).threads == threads
 
 
+def test_a_switch_from_the_environment_may_be_off() -> None:
+    assert read_settings([], {"TRAINWIRE_INSECURE": "false"}).insecure is False
+    assert read_settings(["--insecure"], {"TRAINWIRE_INSECURE": "false"}).insecure is True
+
+
 def test_a_flag_wins_over_the_environment() -> None:
     settings = read_settings(["--threads", "2"], {"TRAINWIRE_THREADS": "3"})
     assert settings.threads == 2
@@ -76,6 +91,8 @@ def test_a_flag_wins_over_the_environment() -> None:
     [
         ("--listen", "TRAINWIRE_LISTEN", "50051"),
         ("--listen", "TRAINWIRE_LISTEN", "localhost:70000"),
+        ("--listen", "TRAINWIRE_LISTEN", "unix:relative"),
+        ("--insecure", "TRAINWIRE_INSECURE", "1"),
         ("--threads", "TRAINWIRE_THREADS", "0"),
         ("--threads", "TRAINWIRE_THREADS", "many"),
         ("--grace", "TRAINWIRE_GRACE", "-1"),

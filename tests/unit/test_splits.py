@@ -64,11 +64,13 @@ def _take(case: Case, series: windows.Series) -> samples.Samples:
     rows = series.row_count
     if case.by_return:
         horizon = max(1, case.horizon)
-        labelled = labels.label_by_return(series, np.ones(rows), horizon, -0.1, 0.1)
+        priced = labels.price_rows(series, np.ones(rows), horizon)
+        labelled = labels.label_by_return(priced, -0.1, 0.1)
     else:
         codes = np.zeros(rows, dtype=np.int64)
         labelled = labels.label_by_column(series, codes, ["only"], case.horizon)
-    return samples.take_samples(series, labelled, blocks, case.length)
+    places = samples.place_samples(series, labelled.spans, blocks, case.length)
+    return samples.take_samples(places, labelled)
 
 
 @dataclass(frozen=True)

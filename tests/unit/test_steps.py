@@ -22,6 +22,7 @@ from trainwire_server.data.prepare import Prepared
 from trainwire_server.errors import JobFailure
 from trainwire_server.training import fit
 from trainwire_server.training.devices import memory_errors_explained
+from trainwire_server.training.losses import focal_loss
 from trainwire_server.training.setup import EVALUATION_FACTOR, Setup, set_up
 from trainwire_server.training.steps import set_gradients
 
@@ -135,6 +136,42 @@ def test_classes_that_lie_unevenly_in_the_parts_weigh_the_same(
         found.append([p.grad.clone() for p in setup.model.parameters() if p.grad is not None])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("threads", "micro_batch"), [(1, 32), (1, 7), (2, 32), (2, 9)])
+def test_mixtures_are_those_of_the_batch_however_it_is_cut(
+    threads: int, micro_batch: int, make_request: MakeRequest, make_prepared: MakePrepared
+) -> None:
+    setup = set_up(make_request(**EXACT), make_prepared(), threads)
+    starts, labels = setup.train.starts[:32], setup.train.labels[:32]
+    shares = torch.rand(32, generator=torch.Generator().manual_seed(0))
+    shares[3] = 0.5
+    parts = set_gradients(setup, 0.1, starts, labels, micro_batch, shares)
+    found = [p.grad.clone() for p in setup.model.parameters() if p.grad is not None]
+
+    # By hand: each window with the one before it in the batch, the first with the last.
+    one = setup.windows[starts]
+    mixed = shares[:, None, None] * one + (1 - shares)[:, None, None] * one.roll(1, 0)
+    logits = setup.replicas.one.model(mixed)
+    arguments = (setup.weights, setup.gamma, 0.1)
+    losses = [
+        share * focal_loss(logits[i : i + 1], label[None], *arguments)[0]
+        for i in range(32)
+        for share, label in ((shares[i], labels[i]), (1 - shares[i], labels[i - 1]))
+    ]
+    weight = sum(
+        float(shares[i] * setup.weights[labels[i]] + (1 - shares[i]) * setup.weights[labels[i - 1]])
+        for i in range(32)
+    )
+    loss = torch.stack(losses).sum() / weight
+    expected = torch.autograd.grad(loss, list(setup.replicas.one.model.parameters()))
+    for gradient, by_hand in zip(found, expected, strict=True):
+        torch.testing.assert_close(gradient, by_hand, rtol=1e-4, atol=1e-6)
+    above, below, _, counted = zip(*parts, strict=True)
+    assert float(sum(above) / sum(below)) == pytest.approx(float(loss.detach()), rel=1e-5)
+    # Metrics count the label with the larger share.
+    larger = [labels[i] if shares[i] >= 0.5 else labels[i - 1] for i in range(32)]
+    assert torch.cat(counted).tolist() == torch.stack(larger).tolist()
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: error[0].__name__)

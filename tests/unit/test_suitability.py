@@ -169,6 +169,16 @@ def test_row_counts() -> None:
     assert not _check(_dataset(rows=60), column__name="side")
 
 
+def test_rows_to_scale_by_must_fit_too() -> None:
+    chosen = {"column__name": "side", "scaling": "ROLLING", "scaling_window": "41"}
+    assert not _check(_dataset(rows=100), **chosen)
+    (found,) = _check(_dataset(rows=99), **chosen)
+    assert found.field == "data.scaling_window"
+    assert "takes 100 rows, but the dataset has 99; allowed: at most 40" in found.description
+    (found,) = _check(_dataset(rows=60), **chosen)
+    assert found.description.endswith("shorten data.windows.sequence_length too")
+
+
 def test_the_server_can_check_without_loading_numeric_packages() -> None:
     program = (
         "import sys, trainwire_server.data.suitability;"

@@ -90,7 +90,9 @@ class Param(google.protobuf.message.Message):
 
     @property
     def allowed_when(self) -> global___Condition:
-        """The member of a oneof may be chosen under this condition only; the description says why."""
+        """The member of a oneof, or the value of an enum, may be chosen under this condition only; the
+        description says why.
+        """
 
     def __init__(
         self,
@@ -178,10 +180,13 @@ global___OneofParam = OneofParam
 
 CONTRACT_VERSION_FIELD_NUMBER: builtins.int
 PARAM_FIELD_NUMBER: builtins.int
+VALUE_PARAM_FIELD_NUMBER: builtins.int
 ONEOF_PARAM_FIELD_NUMBER: builtins.int
 contract_version: google.protobuf.internal.extension_dict._ExtensionFieldDescriptor[google.protobuf.descriptor_pb2.FileOptions, builtins.str]
 """Version of the contract (semantic versioning), set in training.proto."""
 param: google.protobuf.internal.extension_dict._ExtensionFieldDescriptor[google.protobuf.descriptor_pb2.FieldOptions, global___Param]
 """What a request field means and which values it takes."""
+value_param: google.protobuf.internal.extension_dict._ExtensionFieldDescriptor[google.protobuf.descriptor_pb2.EnumValueOptions, global___Param]
+"""Where the value may be chosen."""
 oneof_param: google.protobuf.internal.extension_dict._ExtensionFieldDescriptor[google.protobuf.descriptor_pb2.OneofOptions, global___OneofParam]
 """Whether one member must be chosen, or which one is taken when none is."""

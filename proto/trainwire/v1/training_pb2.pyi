@@ -35,6 +35,10 @@ class _ScalingEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTy
     """Zero mean and unit variance over the training rows, per feature."""
     SCALING_NONE: _Scaling.ValueType  # 2
     """As they are."""
+    SCALING_ROLLING: _Scaling.ValueType  # 3
+    """Zero mean and unit variance over the last rows of the same series, the row itself included, per
+    feature: it looks back only. A feature that does not change over these rows becomes 0.
+    """
 
 class Scaling(_Scaling, metaclass=_ScalingEnumTypeWrapper):
     """How features are scaled."""
@@ -44,7 +48,47 @@ SCALING_STANDARD: Scaling.ValueType  # 1
 """Zero mean and unit variance over the training rows, per feature."""
 SCALING_NONE: Scaling.ValueType  # 2
 """As they are."""
+SCALING_ROLLING: Scaling.ValueType  # 3
+"""Zero mean and unit variance over the last rows of the same series, the row itself included, per
+feature: it looks back only. A feature that does not change over these rows becomes 0.
+"""
 global___Scaling = Scaling
+
+class _MissingValues:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _MissingValuesEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_MissingValues.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    MISSING_VALUES_UNSPECIFIED: _MissingValues.ValueType  # 0
+    MISSING_VALUES_REFUSE: _MissingValues.ValueType  # 1
+    """Data with missing values are refused."""
+    MISSING_VALUES_FORWARD_FILL: _MissingValues.ValueType  # 2
+    """The last value of the same feature before it, of the same series. Rows of a series before a
+    feature's first value are left out, and so are labelled series that begin without one. Labels and
+    prices are not filled: missing ones are refused.
+    """
+    MISSING_VALUES_DROP: _MissingValues.ValueType  # 3
+    """Rows without a feature, label or price are left out before windows are formed: those before and
+    after such a row become neighbours.
+    """
+
+class MissingValues(_MissingValues, metaclass=_MissingValuesEnumTypeWrapper):
+    """What becomes of missing values: nulls, and NaN in columns of floating point numbers."""
+
+MISSING_VALUES_UNSPECIFIED: MissingValues.ValueType  # 0
+MISSING_VALUES_REFUSE: MissingValues.ValueType  # 1
+"""Data with missing values are refused."""
+MISSING_VALUES_FORWARD_FILL: MissingValues.ValueType  # 2
+"""The last value of the same feature before it, of the same series. Rows of a series before a
+feature's first value are left out, and so are labelled series that begin without one. Labels and
+prices are not filled: missing ones are refused.
+"""
+MISSING_VALUES_DROP: MissingValues.ValueType  # 3
+"""Rows without a feature, label or price are left out before windows are formed: those before and
+after such a row become neighbours.
+"""
+global___MissingValues = MissingValues
 
 class _EarlyStoppingMetric:
     ValueType = typing.NewType("ValueType", builtins.int)
@@ -135,6 +179,32 @@ PRECISION_FP32: Precision.ValueType  # 2
 PRECISION_BF16: Precision.ValueType  # 3
 """bfloat16 where autocast allows it."""
 global___Precision = Precision
+
+class _OversampleMethod:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _OversampleMethodEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_OversampleMethod.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    OVERSAMPLE_METHOD_UNSPECIFIED: _OversampleMethod.ValueType  # 0
+    OVERSAMPLE_METHOD_REPEAT: _OversampleMethod.ValueType  # 1
+    """Samples of the class, again."""
+    OVERSAMPLE_METHOD_SMOTE: _OversampleMethod.ValueType  # 2
+    """New windows, on the line between one of the class and one of its nearest neighbours in the class
+    (SMOTE, Chawla et al. 2002), of scaled windows of the training split.
+    """
+
+class OversampleMethod(_OversampleMethod, metaclass=_OversampleMethodEnumTypeWrapper):
+    """What small classes grow by."""
+
+OVERSAMPLE_METHOD_UNSPECIFIED: OversampleMethod.ValueType  # 0
+OVERSAMPLE_METHOD_REPEAT: OversampleMethod.ValueType  # 1
+"""Samples of the class, again."""
+OVERSAMPLE_METHOD_SMOTE: OversampleMethod.ValueType  # 2
+"""New windows, on the line between one of the class and one of its nearest neighbours in the class
+(SMOTE, Chawla et al. 2002), of scaled windows of the training split.
+"""
+global___OversampleMethod = OversampleMethod
 
 class _ClassWeightMethod:
     ValueType = typing.NewType("ValueType", builtins.int)
@@ -249,7 +319,7 @@ class _FailureReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._
     FAILURE_REASON_SINGLE_CLASS: _FailureReason.ValueType  # 7
     """The training samples hold fewer than two classes."""
     FAILURE_REASON_TOO_MANY_CLASSES: _FailureReason.ValueType  # 8
-    """There are more classes than the service takes (1,000)."""
+    """There are more classes than the service takes (1,000), or than `prediction` takes (50)."""
     FAILURE_REASON_GROUP_TOO_SHORT: _FailureReason.ValueType  # 9
     """A series has fewer rows than a window."""
     FAILURE_REASON_EMPTY_SPLIT: _FailureReason.ValueType  # 10
@@ -262,6 +332,8 @@ class _FailureReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._
     """The stored request asks for something this server does not have: a newer one stored it."""
     FAILURE_REASON_STORAGE_FULL: _FailureReason.ValueType  # 14
     """The server's disk had no room for the model."""
+    FAILURE_REASON_SMOTE_TOO_LARGE: _FailureReason.ValueType  # 15
+    """SMOTE would take more memory or time on these data than is allowed."""
 
 class FailureReason(_FailureReason, metaclass=_FailureReasonEnumTypeWrapper):
     """Why a job failed."""
@@ -280,7 +352,7 @@ FAILURE_REASON_INVALID_DATA: FailureReason.ValueType  # 6
 FAILURE_REASON_SINGLE_CLASS: FailureReason.ValueType  # 7
 """The training samples hold fewer than two classes."""
 FAILURE_REASON_TOO_MANY_CLASSES: FailureReason.ValueType  # 8
-"""There are more classes than the service takes (1,000)."""
+"""There are more classes than the service takes (1,000), or than `prediction` takes (50)."""
 FAILURE_REASON_GROUP_TOO_SHORT: FailureReason.ValueType  # 9
 """A series has fewer rows than a window."""
 FAILURE_REASON_EMPTY_SPLIT: FailureReason.ValueType  # 10
@@ -293,6 +365,8 @@ FAILURE_REASON_INVALID_REQUEST: FailureReason.ValueType  # 13
 """The stored request asks for something this server does not have: a newer one stored it."""
 FAILURE_REASON_STORAGE_FULL: FailureReason.ValueType  # 14
 """The server's disk had no room for the model."""
+FAILURE_REASON_SMOTE_TOO_LARGE: FailureReason.ValueType  # 15
+"""SMOTE would take more memory or time on these data than is allowed."""
 global___FailureReason = FailureReason
 
 class _WarningReason:
@@ -309,7 +383,7 @@ class _WarningReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._
     WARNING_REASON_CONSTANT_FEATURE: _WarningReason.ValueType  # 3
     """A feature has one value only over the training rows."""
     WARNING_REASON_UNSEEN_CLASS: _WarningReason.ValueType  # 4
-    """A class occurs in validation or test but not in training."""
+    """A class has no training window, though others may."""
     WARNING_REASON_UNALIGNED_GROUPS: _WarningReason.ValueType  # 5
     """Several series without a time column: each is split by its own order."""
     WARNING_REASON_MICRO_BATCH_HALVED: _WarningReason.ValueType  # 6
@@ -320,6 +394,12 @@ class _WarningReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._
     """A class has too few samples for all splits: they all train."""
     WARNING_REASON_ONNX_NOT_WRITTEN: _WarningReason.ValueType  # 9
     """The model has no model.onnx: the network could not be exported, or not exactly enough."""
+    WARNING_REASON_NO_VOLATILITY: _WarningReason.ValueType  # 10
+    """Windows have no label, because the price did not move in the rows before: it has no volatility."""
+    WARNING_REASON_TOO_FEW_FOR_SMOTE: _WarningReason.ValueType  # 11
+    """A class has too few samples for SMOTE with smote_k_neighbors: fewer are used, or its only sample is
+    repeated.
+    """
 
 class WarningReason(_WarningReason, metaclass=_WarningReasonEnumTypeWrapper):
     """Kinds of warning."""
@@ -332,7 +412,7 @@ WARNING_REASON_PREDICTION_COLLAPSE: WarningReason.ValueType  # 2
 WARNING_REASON_CONSTANT_FEATURE: WarningReason.ValueType  # 3
 """A feature has one value only over the training rows."""
 WARNING_REASON_UNSEEN_CLASS: WarningReason.ValueType  # 4
-"""A class occurs in validation or test but not in training."""
+"""A class has no training window, though others may."""
 WARNING_REASON_UNALIGNED_GROUPS: WarningReason.ValueType  # 5
 """Several series without a time column: each is split by its own order."""
 WARNING_REASON_MICRO_BATCH_HALVED: WarningReason.ValueType  # 6
@@ -343,6 +423,12 @@ WARNING_REASON_CLASS_NOT_STRATIFIED: WarningReason.ValueType  # 8
 """A class has too few samples for all splits: they all train."""
 WARNING_REASON_ONNX_NOT_WRITTEN: WarningReason.ValueType  # 9
 """The model has no model.onnx: the network could not be exported, or not exactly enough."""
+WARNING_REASON_NO_VOLATILITY: WarningReason.ValueType  # 10
+"""Windows have no label, because the price did not move in the rows before: it has no volatility."""
+WARNING_REASON_TOO_FEW_FOR_SMOTE: WarningReason.ValueType  # 11
+"""A class has too few samples for SMOTE with smote_k_neighbors: fewer are used, or its only sample is
+repeated.
+"""
 global___WarningReason = WarningReason
 
 @typing.final
@@ -380,6 +466,7 @@ class TrainingRequest(google.protobuf.message.Message):
     BALANCING_FIELD_NUMBER: builtins.int
     RESOURCES_FIELD_NUMBER: builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: builtins.int
+    PREDICTION_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     display_name: builtins.str
     dataset: builtins.str
@@ -396,6 +483,8 @@ class TrainingRequest(google.protobuf.message.Message):
     def balancing(self) -> global___BalancingParams: ...
     @property
     def resources(self) -> global___ResourceParams: ...
+    @property
+    def prediction(self) -> global___PredictionParams: ...
     def __init__(
         self,
         *,
@@ -409,9 +498,10 @@ class TrainingRequest(google.protobuf.message.Message):
         balancing: global___BalancingParams | None = ...,
         resources: global___ResourceParams | None = ...,
         validate_only: builtins.bool | None = ...,
+        prediction: global___PredictionParams | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_dataset", b"_dataset", "_display_name", b"_display_name", "_request_id", b"_request_id", "_validate_only", b"_validate_only", "balancing", b"balancing", "data", b"data", "dataset", b"dataset", "display_name", b"display_name", "model", b"model", "request_id", b"request_id", "resources", b"resources", "trainer", b"trainer", "validate_only", b"validate_only"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_dataset", b"_dataset", "_display_name", b"_display_name", "_request_id", b"_request_id", "_validate_only", b"_validate_only", "balancing", b"balancing", "data", b"data", "dataset", b"dataset", "display_name", b"display_name", "labels", b"labels", "model", b"model", "request_id", b"request_id", "resources", b"resources", "trainer", b"trainer", "validate_only", b"validate_only"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_dataset", b"_dataset", "_display_name", b"_display_name", "_request_id", b"_request_id", "_validate_only", b"_validate_only", "balancing", b"balancing", "data", b"data", "dataset", b"dataset", "display_name", b"display_name", "model", b"model", "prediction", b"prediction", "request_id", b"request_id", "resources", b"resources", "trainer", b"trainer", "validate_only", b"validate_only"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_dataset", b"_dataset", "_display_name", b"_display_name", "_request_id", b"_request_id", "_validate_only", b"_validate_only", "balancing", b"balancing", "data", b"data", "dataset", b"dataset", "display_name", b"display_name", "labels", b"labels", "model", b"model", "prediction", b"prediction", "request_id", b"request_id", "resources", b"resources", "trainer", b"trainer", "validate_only", b"validate_only"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_dataset", b"_dataset"]) -> typing.Literal["dataset"] | None: ...
     @typing.overload
@@ -433,11 +523,17 @@ class DataParams(google.protobuf.message.Message):
     SAMPLES_FIELD_NUMBER: builtins.int
     COLUMN_FIELD_NUMBER: builtins.int
     THRESHOLD_FIELD_NUMBER: builtins.int
+    QUANTILE_FIELD_NUMBER: builtins.int
+    TRIPLE_BARRIER_FIELD_NUMBER: builtins.int
     CHRONOLOGICAL_FIELD_NUMBER: builtins.int
     STRATIFIED_FIELD_NUMBER: builtins.int
     SPLIT_COLUMN_FIELD_NUMBER: builtins.int
     SCALING_FIELD_NUMBER: builtins.int
+    SCALING_WINDOW_FIELD_NUMBER: builtins.int
+    MISSING_VALUES_FIELD_NUMBER: builtins.int
     scaling: global___Scaling.ValueType
+    scaling_window: builtins.int
+    missing_values: global___MissingValues.ValueType
     @property
     def windows(self) -> global___WindowsLayout:
         """One row per time step; a sample is a window of consecutive rows."""
@@ -453,6 +549,14 @@ class DataParams(google.protobuf.message.Message):
     @property
     def threshold(self) -> global___ThresholdTarget:
         """SELL, HOLD or BUY, from the return over the coming rows."""
+
+    @property
+    def quantile(self) -> global___QuantileTarget:
+        """SELL, HOLD or BUY, by quantiles of the training windows' returns."""
+
+    @property
+    def triple_barrier(self) -> global___TripleBarrierTarget:
+        """SELL, HOLD or BUY, by which of two barriers the price passes first."""
 
     @property
     def chronological(self) -> global___ChronologicalSplit:
@@ -473,21 +577,29 @@ class DataParams(google.protobuf.message.Message):
         samples: global___SamplesLayout | None = ...,
         column: global___ColumnTarget | None = ...,
         threshold: global___ThresholdTarget | None = ...,
+        quantile: global___QuantileTarget | None = ...,
+        triple_barrier: global___TripleBarrierTarget | None = ...,
         chronological: global___ChronologicalSplit | None = ...,
         stratified: global___StratifiedSplit | None = ...,
         split_column: global___ColumnSplit | None = ...,
         scaling: global___Scaling.ValueType | None = ...,
+        scaling_window: builtins.int | None = ...,
+        missing_values: global___MissingValues.ValueType | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_scaling", b"_scaling", "chronological", b"chronological", "column", b"column", "layout", b"layout", "samples", b"samples", "scaling", b"scaling", "split", b"split", "split_column", b"split_column", "stratified", b"stratified", "target", b"target", "threshold", b"threshold", "windows", b"windows"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_scaling", b"_scaling", "chronological", b"chronological", "column", b"column", "layout", b"layout", "samples", b"samples", "scaling", b"scaling", "split", b"split", "split_column", b"split_column", "stratified", b"stratified", "target", b"target", "threshold", b"threshold", "windows", b"windows"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_missing_values", b"_missing_values", "_scaling", b"_scaling", "_scaling_window", b"_scaling_window", "chronological", b"chronological", "column", b"column", "layout", b"layout", "missing_values", b"missing_values", "quantile", b"quantile", "samples", b"samples", "scaling", b"scaling", "scaling_window", b"scaling_window", "split", b"split", "split_column", b"split_column", "stratified", b"stratified", "target", b"target", "threshold", b"threshold", "triple_barrier", b"triple_barrier", "windows", b"windows"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_missing_values", b"_missing_values", "_scaling", b"_scaling", "_scaling_window", b"_scaling_window", "chronological", b"chronological", "column", b"column", "layout", b"layout", "missing_values", b"missing_values", "quantile", b"quantile", "samples", b"samples", "scaling", b"scaling", "scaling_window", b"scaling_window", "split", b"split", "split_column", b"split_column", "stratified", b"stratified", "target", b"target", "threshold", b"threshold", "triple_barrier", b"triple_barrier", "windows", b"windows"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_missing_values", b"_missing_values"]) -> typing.Literal["missing_values"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_scaling", b"_scaling"]) -> typing.Literal["scaling"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_scaling_window", b"_scaling_window"]) -> typing.Literal["scaling_window"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["layout", b"layout"]) -> typing.Literal["windows", "samples"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["split", b"split"]) -> typing.Literal["chronological", "stratified", "split_column"] | None: ...
     @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["target", b"target"]) -> typing.Literal["column", "threshold"] | None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["target", b"target"]) -> typing.Literal["column", "threshold", "quantile", "triple_barrier"] | None: ...
 
 global___DataParams = DataParams
 
@@ -607,6 +719,91 @@ class ThresholdTarget(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_upper", b"_upper"]) -> typing.Literal["upper"] | None: ...
 
 global___ThresholdTarget = ThresholdTarget
+
+@typing.final
+class QuantileTarget(google.protobuf.message.Message):
+    """SELL, HOLD or BUY: the relative return `price[t + horizon] / price[t] - 1`, in units of volatility,
+    is below, between or above two quantiles of the same returns of the training windows.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PRICE_COLUMN_FIELD_NUMBER: builtins.int
+    HORIZON_FIELD_NUMBER: builtins.int
+    LOWER_QUANTILE_FIELD_NUMBER: builtins.int
+    UPPER_QUANTILE_FIELD_NUMBER: builtins.int
+    VOLATILITY_WINDOW_FIELD_NUMBER: builtins.int
+    price_column: builtins.str
+    horizon: builtins.int
+    lower_quantile: builtins.float
+    upper_quantile: builtins.float
+    volatility_window: builtins.int
+    def __init__(
+        self,
+        *,
+        price_column: builtins.str | None = ...,
+        horizon: builtins.int | None = ...,
+        lower_quantile: builtins.float | None = ...,
+        upper_quantile: builtins.float | None = ...,
+        volatility_window: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_horizon", b"_horizon", "_lower_quantile", b"_lower_quantile", "_price_column", b"_price_column", "_upper_quantile", b"_upper_quantile", "_volatility_window", b"_volatility_window", "horizon", b"horizon", "lower_quantile", b"lower_quantile", "price_column", b"price_column", "upper_quantile", b"upper_quantile", "volatility_window", b"volatility_window"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_horizon", b"_horizon", "_lower_quantile", b"_lower_quantile", "_price_column", b"_price_column", "_upper_quantile", b"_upper_quantile", "_volatility_window", b"_volatility_window", "horizon", b"horizon", "lower_quantile", b"lower_quantile", "price_column", b"price_column", "upper_quantile", b"upper_quantile", "volatility_window", b"volatility_window"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_horizon", b"_horizon"]) -> typing.Literal["horizon"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_lower_quantile", b"_lower_quantile"]) -> typing.Literal["lower_quantile"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_price_column", b"_price_column"]) -> typing.Literal["price_column"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_upper_quantile", b"_upper_quantile"]) -> typing.Literal["upper_quantile"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_volatility_window", b"_volatility_window"]) -> typing.Literal["volatility_window"] | None: ...
+
+global___QuantileTarget = QuantileTarget
+
+@typing.final
+class TripleBarrierTarget(google.protobuf.message.Message):
+    """SELL, HOLD or BUY: the return `price[t + k] / price[t] - 1` is first below the lower barrier, in no
+    row beyond one, or first above the upper barrier, for k from 1 to `horizon` (Lopez de Prado 2018,
+    "Advances in Financial Machine Learning", chapter 3).
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PRICE_COLUMN_FIELD_NUMBER: builtins.int
+    HORIZON_FIELD_NUMBER: builtins.int
+    PROFIT_TAKING_FIELD_NUMBER: builtins.int
+    STOP_LOSS_FIELD_NUMBER: builtins.int
+    VOLATILITY_WINDOW_FIELD_NUMBER: builtins.int
+    price_column: builtins.str
+    horizon: builtins.int
+    profit_taking: builtins.float
+    stop_loss: builtins.float
+    volatility_window: builtins.int
+    def __init__(
+        self,
+        *,
+        price_column: builtins.str | None = ...,
+        horizon: builtins.int | None = ...,
+        profit_taking: builtins.float | None = ...,
+        stop_loss: builtins.float | None = ...,
+        volatility_window: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_horizon", b"_horizon", "_price_column", b"_price_column", "_profit_taking", b"_profit_taking", "_stop_loss", b"_stop_loss", "_volatility_window", b"_volatility_window", "horizon", b"horizon", "price_column", b"price_column", "profit_taking", b"profit_taking", "stop_loss", b"stop_loss", "volatility_window", b"volatility_window"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_horizon", b"_horizon", "_price_column", b"_price_column", "_profit_taking", b"_profit_taking", "_stop_loss", b"_stop_loss", "_volatility_window", b"_volatility_window", "horizon", b"horizon", "price_column", b"price_column", "profit_taking", b"profit_taking", "stop_loss", b"stop_loss", "volatility_window", b"volatility_window"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_horizon", b"_horizon"]) -> typing.Literal["horizon"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_price_column", b"_price_column"]) -> typing.Literal["price_column"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_profit_taking", b"_profit_taking"]) -> typing.Literal["profit_taking"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_stop_loss", b"_stop_loss"]) -> typing.Literal["stop_loss"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_volatility_window", b"_volatility_window"]) -> typing.Literal["volatility_window"] | None: ...
+
+global___TripleBarrierTarget = TripleBarrierTarget
 
 @typing.final
 class ChronologicalSplit(google.protobuf.message.Message):
@@ -904,6 +1101,10 @@ class TrainerParams(google.protobuf.message.Message):
     PRECISION_FIELD_NUMBER: builtins.int
     SEED_FIELD_NUMBER: builtins.int
     DETERMINISTIC_FIELD_NUMBER: builtins.int
+    MIXUP_ALPHA_FIELD_NUMBER: builtins.int
+    SCALING_STD_FIELD_NUMBER: builtins.int
+    TIME_MASK_RATIO_FIELD_NUMBER: builtins.int
+    FEATURE_DROPOUT_FIELD_NUMBER: builtins.int
     epochs: builtins.int
     batch_size: builtins.int
     learning_rate: builtins.float
@@ -920,6 +1121,10 @@ class TrainerParams(google.protobuf.message.Message):
     precision: global___Precision.ValueType
     seed: builtins.int
     deterministic: builtins.bool
+    mixup_alpha: builtins.float
+    scaling_std: builtins.float
+    time_mask_ratio: builtins.float
+    feature_dropout: builtins.float
     def __init__(
         self,
         *,
@@ -939,9 +1144,13 @@ class TrainerParams(google.protobuf.message.Message):
         precision: global___Precision.ValueType | None = ...,
         seed: builtins.int | None = ...,
         deterministic: builtins.bool | None = ...,
+        mixup_alpha: builtins.float | None = ...,
+        scaling_std: builtins.float | None = ...,
+        time_mask_ratio: builtins.float | None = ...,
+        feature_dropout: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_batch_size", b"_batch_size", "_deterministic", b"_deterministic", "_early_stopping_metric", b"_early_stopping_metric", "_early_stopping_patience", b"_early_stopping_patience", "_epochs", b"_epochs", "_gaussian_noise_std", b"_gaussian_noise_std", "_gradient_clip_norm", b"_gradient_clip_norm", "_label_smoothing", b"_label_smoothing", "_learning_rate", b"_learning_rate", "_precision", b"_precision", "_scheduler_t_0", b"_scheduler_t_0", "_scheduler_t_mult", b"_scheduler_t_mult", "_scheduler_type", b"_scheduler_type", "_seed", b"_seed", "_use_augmentation", b"_use_augmentation", "_weight_decay", b"_weight_decay", "batch_size", b"batch_size", "deterministic", b"deterministic", "early_stopping_metric", b"early_stopping_metric", "early_stopping_patience", b"early_stopping_patience", "epochs", b"epochs", "gaussian_noise_std", b"gaussian_noise_std", "gradient_clip_norm", b"gradient_clip_norm", "label_smoothing", b"label_smoothing", "learning_rate", b"learning_rate", "precision", b"precision", "scheduler_t_0", b"scheduler_t_0", "scheduler_t_mult", b"scheduler_t_mult", "scheduler_type", b"scheduler_type", "seed", b"seed", "use_augmentation", b"use_augmentation", "weight_decay", b"weight_decay"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_batch_size", b"_batch_size", "_deterministic", b"_deterministic", "_early_stopping_metric", b"_early_stopping_metric", "_early_stopping_patience", b"_early_stopping_patience", "_epochs", b"_epochs", "_gaussian_noise_std", b"_gaussian_noise_std", "_gradient_clip_norm", b"_gradient_clip_norm", "_label_smoothing", b"_label_smoothing", "_learning_rate", b"_learning_rate", "_precision", b"_precision", "_scheduler_t_0", b"_scheduler_t_0", "_scheduler_t_mult", b"_scheduler_t_mult", "_scheduler_type", b"_scheduler_type", "_seed", b"_seed", "_use_augmentation", b"_use_augmentation", "_weight_decay", b"_weight_decay", "batch_size", b"batch_size", "deterministic", b"deterministic", "early_stopping_metric", b"early_stopping_metric", "early_stopping_patience", b"early_stopping_patience", "epochs", b"epochs", "gaussian_noise_std", b"gaussian_noise_std", "gradient_clip_norm", b"gradient_clip_norm", "label_smoothing", b"label_smoothing", "learning_rate", b"learning_rate", "precision", b"precision", "scheduler_t_0", b"scheduler_t_0", "scheduler_t_mult", b"scheduler_t_mult", "scheduler_type", b"scheduler_type", "seed", b"seed", "use_augmentation", b"use_augmentation", "weight_decay", b"weight_decay"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_batch_size", b"_batch_size", "_deterministic", b"_deterministic", "_early_stopping_metric", b"_early_stopping_metric", "_early_stopping_patience", b"_early_stopping_patience", "_epochs", b"_epochs", "_feature_dropout", b"_feature_dropout", "_gaussian_noise_std", b"_gaussian_noise_std", "_gradient_clip_norm", b"_gradient_clip_norm", "_label_smoothing", b"_label_smoothing", "_learning_rate", b"_learning_rate", "_mixup_alpha", b"_mixup_alpha", "_precision", b"_precision", "_scaling_std", b"_scaling_std", "_scheduler_t_0", b"_scheduler_t_0", "_scheduler_t_mult", b"_scheduler_t_mult", "_scheduler_type", b"_scheduler_type", "_seed", b"_seed", "_time_mask_ratio", b"_time_mask_ratio", "_use_augmentation", b"_use_augmentation", "_weight_decay", b"_weight_decay", "batch_size", b"batch_size", "deterministic", b"deterministic", "early_stopping_metric", b"early_stopping_metric", "early_stopping_patience", b"early_stopping_patience", "epochs", b"epochs", "feature_dropout", b"feature_dropout", "gaussian_noise_std", b"gaussian_noise_std", "gradient_clip_norm", b"gradient_clip_norm", "label_smoothing", b"label_smoothing", "learning_rate", b"learning_rate", "mixup_alpha", b"mixup_alpha", "precision", b"precision", "scaling_std", b"scaling_std", "scheduler_t_0", b"scheduler_t_0", "scheduler_t_mult", b"scheduler_t_mult", "scheduler_type", b"scheduler_type", "seed", b"seed", "time_mask_ratio", b"time_mask_ratio", "use_augmentation", b"use_augmentation", "weight_decay", b"weight_decay"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_batch_size", b"_batch_size", "_deterministic", b"_deterministic", "_early_stopping_metric", b"_early_stopping_metric", "_early_stopping_patience", b"_early_stopping_patience", "_epochs", b"_epochs", "_feature_dropout", b"_feature_dropout", "_gaussian_noise_std", b"_gaussian_noise_std", "_gradient_clip_norm", b"_gradient_clip_norm", "_label_smoothing", b"_label_smoothing", "_learning_rate", b"_learning_rate", "_mixup_alpha", b"_mixup_alpha", "_precision", b"_precision", "_scaling_std", b"_scaling_std", "_scheduler_t_0", b"_scheduler_t_0", "_scheduler_t_mult", b"_scheduler_t_mult", "_scheduler_type", b"_scheduler_type", "_seed", b"_seed", "_time_mask_ratio", b"_time_mask_ratio", "_use_augmentation", b"_use_augmentation", "_weight_decay", b"_weight_decay", "batch_size", b"batch_size", "deterministic", b"deterministic", "early_stopping_metric", b"early_stopping_metric", "early_stopping_patience", b"early_stopping_patience", "epochs", b"epochs", "feature_dropout", b"feature_dropout", "gaussian_noise_std", b"gaussian_noise_std", "gradient_clip_norm", b"gradient_clip_norm", "label_smoothing", b"label_smoothing", "learning_rate", b"learning_rate", "mixup_alpha", b"mixup_alpha", "precision", b"precision", "scaling_std", b"scaling_std", "scheduler_t_0", b"scheduler_t_0", "scheduler_t_mult", b"scheduler_t_mult", "scheduler_type", b"scheduler_type", "seed", b"seed", "time_mask_ratio", b"time_mask_ratio", "use_augmentation", b"use_augmentation", "weight_decay", b"weight_decay"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_batch_size", b"_batch_size"]) -> typing.Literal["batch_size"] | None: ...
     @typing.overload
@@ -953,6 +1162,8 @@ class TrainerParams(google.protobuf.message.Message):
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_epochs", b"_epochs"]) -> typing.Literal["epochs"] | None: ...
     @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_feature_dropout", b"_feature_dropout"]) -> typing.Literal["feature_dropout"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_gaussian_noise_std", b"_gaussian_noise_std"]) -> typing.Literal["gaussian_noise_std"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_gradient_clip_norm", b"_gradient_clip_norm"]) -> typing.Literal["gradient_clip_norm"] | None: ...
@@ -961,7 +1172,11 @@ class TrainerParams(google.protobuf.message.Message):
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_learning_rate", b"_learning_rate"]) -> typing.Literal["learning_rate"] | None: ...
     @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_mixup_alpha", b"_mixup_alpha"]) -> typing.Literal["mixup_alpha"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_precision", b"_precision"]) -> typing.Literal["precision"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_scaling_std", b"_scaling_std"]) -> typing.Literal["scaling_std"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_scheduler_t_0", b"_scheduler_t_0"]) -> typing.Literal["scheduler_t_0"] | None: ...
     @typing.overload
@@ -970,6 +1185,8 @@ class TrainerParams(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_scheduler_type", b"_scheduler_type"]) -> typing.Literal["scheduler_type"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_time_mask_ratio", b"_time_mask_ratio"]) -> typing.Literal["time_mask_ratio"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_use_augmentation", b"_use_augmentation"]) -> typing.Literal["use_augmentation"] | None: ...
     @typing.overload
@@ -991,6 +1208,8 @@ class BalancingParams(google.protobuf.message.Message):
     OVERSAMPLE_RATIO_FIELD_NUMBER: builtins.int
     USE_UNDERSAMPLING_FIELD_NUMBER: builtins.int
     UNDERSAMPLE_RATIO_FIELD_NUMBER: builtins.int
+    OVERSAMPLE_METHOD_FIELD_NUMBER: builtins.int
+    SMOTE_K_NEIGHBORS_FIELD_NUMBER: builtins.int
     use_focal_loss: builtins.bool
     focal_gamma: builtins.float
     use_class_weights: builtins.bool
@@ -999,6 +1218,8 @@ class BalancingParams(google.protobuf.message.Message):
     oversample_ratio: builtins.float
     use_undersampling: builtins.bool
     undersample_ratio: builtins.float
+    oversample_method: global___OversampleMethod.ValueType
+    smote_k_neighbors: builtins.int
     def __init__(
         self,
         *,
@@ -1010,15 +1231,21 @@ class BalancingParams(google.protobuf.message.Message):
         oversample_ratio: builtins.float | None = ...,
         use_undersampling: builtins.bool | None = ...,
         undersample_ratio: builtins.float | None = ...,
+        oversample_method: global___OversampleMethod.ValueType | None = ...,
+        smote_k_neighbors: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_class_weight_method", b"_class_weight_method", "_focal_gamma", b"_focal_gamma", "_oversample_ratio", b"_oversample_ratio", "_undersample_ratio", b"_undersample_ratio", "_use_class_weights", b"_use_class_weights", "_use_focal_loss", b"_use_focal_loss", "_use_oversampling", b"_use_oversampling", "_use_undersampling", b"_use_undersampling", "class_weight_method", b"class_weight_method", "focal_gamma", b"focal_gamma", "oversample_ratio", b"oversample_ratio", "undersample_ratio", b"undersample_ratio", "use_class_weights", b"use_class_weights", "use_focal_loss", b"use_focal_loss", "use_oversampling", b"use_oversampling", "use_undersampling", b"use_undersampling"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_class_weight_method", b"_class_weight_method", "_focal_gamma", b"_focal_gamma", "_oversample_ratio", b"_oversample_ratio", "_undersample_ratio", b"_undersample_ratio", "_use_class_weights", b"_use_class_weights", "_use_focal_loss", b"_use_focal_loss", "_use_oversampling", b"_use_oversampling", "_use_undersampling", b"_use_undersampling", "class_weight_method", b"class_weight_method", "focal_gamma", b"focal_gamma", "oversample_ratio", b"oversample_ratio", "undersample_ratio", b"undersample_ratio", "use_class_weights", b"use_class_weights", "use_focal_loss", b"use_focal_loss", "use_oversampling", b"use_oversampling", "use_undersampling", b"use_undersampling"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_class_weight_method", b"_class_weight_method", "_focal_gamma", b"_focal_gamma", "_oversample_method", b"_oversample_method", "_oversample_ratio", b"_oversample_ratio", "_smote_k_neighbors", b"_smote_k_neighbors", "_undersample_ratio", b"_undersample_ratio", "_use_class_weights", b"_use_class_weights", "_use_focal_loss", b"_use_focal_loss", "_use_oversampling", b"_use_oversampling", "_use_undersampling", b"_use_undersampling", "class_weight_method", b"class_weight_method", "focal_gamma", b"focal_gamma", "oversample_method", b"oversample_method", "oversample_ratio", b"oversample_ratio", "smote_k_neighbors", b"smote_k_neighbors", "undersample_ratio", b"undersample_ratio", "use_class_weights", b"use_class_weights", "use_focal_loss", b"use_focal_loss", "use_oversampling", b"use_oversampling", "use_undersampling", b"use_undersampling"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_class_weight_method", b"_class_weight_method", "_focal_gamma", b"_focal_gamma", "_oversample_method", b"_oversample_method", "_oversample_ratio", b"_oversample_ratio", "_smote_k_neighbors", b"_smote_k_neighbors", "_undersample_ratio", b"_undersample_ratio", "_use_class_weights", b"_use_class_weights", "_use_focal_loss", b"_use_focal_loss", "_use_oversampling", b"_use_oversampling", "_use_undersampling", b"_use_undersampling", "class_weight_method", b"class_weight_method", "focal_gamma", b"focal_gamma", "oversample_method", b"oversample_method", "oversample_ratio", b"oversample_ratio", "smote_k_neighbors", b"smote_k_neighbors", "undersample_ratio", b"undersample_ratio", "use_class_weights", b"use_class_weights", "use_focal_loss", b"use_focal_loss", "use_oversampling", b"use_oversampling", "use_undersampling", b"use_undersampling"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_class_weight_method", b"_class_weight_method"]) -> typing.Literal["class_weight_method"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_focal_gamma", b"_focal_gamma"]) -> typing.Literal["focal_gamma"] | None: ...
     @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_oversample_method", b"_oversample_method"]) -> typing.Literal["oversample_method"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_oversample_ratio", b"_oversample_ratio"]) -> typing.Literal["oversample_ratio"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_smote_k_neighbors", b"_smote_k_neighbors"]) -> typing.Literal["smote_k_neighbors"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_undersample_ratio", b"_undersample_ratio"]) -> typing.Literal["undersample_ratio"] | None: ...
     @typing.overload
@@ -1031,6 +1258,33 @@ class BalancingParams(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_use_undersampling", b"_use_undersampling"]) -> typing.Literal["use_undersampling"] | None: ...
 
 global___BalancingParams = BalancingParams
+
+@typing.final
+class PredictionParams(google.protobuf.message.Message):
+    """What is made of the network's answers after training, from the validation split alone. The weights
+    are the same with and without it. Up to 50 classes.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CALIBRATE_PROBABILITIES_FIELD_NUMBER: builtins.int
+    TUNE_THRESHOLDS_FIELD_NUMBER: builtins.int
+    calibrate_probabilities: builtins.bool
+    tune_thresholds: builtins.bool
+    def __init__(
+        self,
+        *,
+        calibrate_probabilities: builtins.bool | None = ...,
+        tune_thresholds: builtins.bool | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_calibrate_probabilities", b"_calibrate_probabilities", "_tune_thresholds", b"_tune_thresholds", "calibrate_probabilities", b"calibrate_probabilities", "tune_thresholds", b"tune_thresholds"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_calibrate_probabilities", b"_calibrate_probabilities", "_tune_thresholds", b"_tune_thresholds", "calibrate_probabilities", b"calibrate_probabilities", "tune_thresholds", b"tune_thresholds"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_calibrate_probabilities", b"_calibrate_probabilities"]) -> typing.Literal["calibrate_probabilities"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_tune_thresholds", b"_tune_thresholds"]) -> typing.Literal["tune_thresholds"] | None: ...
+
+global___PredictionParams = PredictionParams
 
 @typing.final
 class ResourceParams(google.protobuf.message.Message):
@@ -1622,6 +1876,10 @@ class JobStarted(google.protobuf.message.Message):
     PARAMETER_COUNT_FIELD_NUMBER: builtins.int
     REQUEST_FIELD_NUMBER: builtins.int
     TORCH_VERSION_FIELD_NUMBER: builtins.int
+    RETURN_THRESHOLDS_FIELD_NUMBER: builtins.int
+    UNSCALED_WINDOWS_FIELD_NUMBER: builtins.int
+    DROPPED_ROWS_FIELD_NUMBER: builtins.int
+    FILLED_VALUES_FIELD_NUMBER: builtins.int
     device: builtins.str
     """torch's name of the device: "cpu", "cuda:0"."""
     precision: global___Precision.ValueType
@@ -1633,11 +1891,19 @@ class JobStarted(google.protobuf.message.Message):
     purged_windows: builtins.int
     """Windows left out because they meet two splits or an embargo."""
     unlabelled_windows: builtins.int
-    """Windows left out because the rows their label looks ahead to do not exist."""
+    """Windows left out because they have no label: the rows it looks ahead or back to do not exist, or
+    the price did not move in those that its volatility is taken from.
+    """
     parameter_count: builtins.int
     """Number of trainable parameters."""
     torch_version: builtins.str
     """Version of torch."""
+    unscaled_windows: builtins.int
+    """Windows left out because scaling by the rows before takes more rows of their series than exist."""
+    dropped_rows: builtins.int
+    """Rows of the table, or labelled series, left out because values are missing."""
+    filled_values: builtins.int
+    """Missing values filled with the one before."""
     @property
     def class_names(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Name of each class, in the order of every per-class list."""
@@ -1674,6 +1940,10 @@ class JobStarted(google.protobuf.message.Message):
     def request(self) -> global___TrainingRequest:
         """The effective request."""
 
+    @property
+    def return_thresholds(self) -> global___ReturnThresholds:
+        """What made classes of returns; not there where a column holds the label."""
+
     def __init__(
         self,
         *,
@@ -1694,11 +1964,43 @@ class JobStarted(google.protobuf.message.Message):
         parameter_count: builtins.int = ...,
         request: global___TrainingRequest | None = ...,
         torch_version: builtins.str = ...,
+        return_thresholds: global___ReturnThresholds | None = ...,
+        unscaled_windows: builtins.int = ...,
+        dropped_rows: builtins.int = ...,
+        filled_values: builtins.int = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["request", b"request", "test", b"test", "train", b"train", "validation", b"validation"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["balanced_class_counts", b"balanced_class_counts", "class_counts", b"class_counts", "class_names", b"class_names", "class_weights", b"class_weights", "deterministic", b"deterministic", "device", b"device", "feature_columns", b"feature_columns", "parameter_count", b"parameter_count", "precision", b"precision", "purged_windows", b"purged_windows", "request", b"request", "test", b"test", "threads", b"threads", "torch_version", b"torch_version", "train", b"train", "unlabelled_windows", b"unlabelled_windows", "validation", b"validation"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["request", b"request", "return_thresholds", b"return_thresholds", "test", b"test", "train", b"train", "validation", b"validation"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["balanced_class_counts", b"balanced_class_counts", "class_counts", b"class_counts", "class_names", b"class_names", "class_weights", b"class_weights", "deterministic", b"deterministic", "device", b"device", "dropped_rows", b"dropped_rows", "feature_columns", b"feature_columns", "filled_values", b"filled_values", "parameter_count", b"parameter_count", "precision", b"precision", "purged_windows", b"purged_windows", "request", b"request", "return_thresholds", b"return_thresholds", "test", b"test", "threads", b"threads", "torch_version", b"torch_version", "train", b"train", "unlabelled_windows", b"unlabelled_windows", "unscaled_windows", b"unscaled_windows", "validation", b"validation"]) -> None: ...
 
 global___JobStarted = JobStarted
+
+@typing.final
+class ReturnThresholds(google.protobuf.message.Message):
+    """What a return must be beyond to be SELL or BUY; of triple_barrier the barriers."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LOWER_FIELD_NUMBER: builtins.int
+    UPPER_FIELD_NUMBER: builtins.int
+    VOLATILITY_WINDOW_FIELD_NUMBER: builtins.int
+    lower: builtins.float
+    """Returns below this are SELL."""
+    upper: builtins.float
+    """Returns above this are BUY."""
+    volatility_window: builtins.int
+    """Rows that the volatility in units of which both are given is taken from; 0: they are relative
+    returns.
+    """
+    def __init__(
+        self,
+        *,
+        lower: builtins.float = ...,
+        upper: builtins.float = ...,
+        volatility_window: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["lower", b"lower", "upper", b"upper", "volatility_window", b"volatility_window"]) -> None: ...
+
+global___ReturnThresholds = ReturnThresholds
 
 @typing.final
 class SplitSize(google.protobuf.message.Message):
@@ -2020,6 +2322,7 @@ class JobSucceeded(google.protobuf.message.Message):
     VALIDATION_FIELD_NUMBER: builtins.int
     TEST_FIELD_NUMBER: builtins.int
     TEST_INTERVALS_FIELD_NUMBER: builtins.int
+    ADJUSTED_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Resource name of the model."""
     best_epoch: builtins.int
@@ -2042,6 +2345,12 @@ class JobSucceeded(google.protobuf.message.Message):
         blocks of windows that share no row.
         """
 
+    @property
+    def adjusted(self) -> global___AdjustedPrediction:
+        """What `prediction` made of the network's answers, which is how the model predicts; absent where
+        it asks for nothing. All metrics above are of the network as it is.
+        """
+
     def __init__(
         self,
         *,
@@ -2052,11 +2361,89 @@ class JobSucceeded(google.protobuf.message.Message):
         validation: global___SplitMetrics | None = ...,
         test: global___SplitMetrics | None = ...,
         test_intervals: collections.abc.Iterable[global___MetricInterval] | None = ...,
+        adjusted: global___AdjustedPrediction | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["test", b"test", "validation", b"validation"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["best_epoch", b"best_epoch", "epochs_run", b"epochs_run", "model", b"model", "stopped_early", b"stopped_early", "test", b"test", "test_intervals", b"test_intervals", "validation", b"validation"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["adjusted", b"adjusted", "test", b"test", "validation", b"validation"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["adjusted", b"adjusted", "best_epoch", b"best_epoch", "epochs_run", b"epochs_run", "model", b"model", "stopped_early", b"stopped_early", "test", b"test", "test_intervals", b"test_intervals", "validation", b"validation"]) -> None: ...
 
 global___JobSucceeded = JobSucceeded
+
+@typing.final
+class AdjustedPrediction(google.protobuf.message.Message):
+    """A network's answers with a temperature, with decision thresholds, or with both."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TEMPERATURE_FIELD_NUMBER: builtins.int
+    DECISION_THRESHOLDS_FIELD_NUMBER: builtins.int
+    VALIDATION_FIELD_NUMBER: builtins.int
+    TEST_FIELD_NUMBER: builtins.int
+    TEST_INTERVALS_FIELD_NUMBER: builtins.int
+    CALIBRATION_ERROR_FIELD_NUMBER: builtins.int
+    temperature: builtins.float
+    """Outputs are divided by it before the softmax; absent without calibrate_probabilities."""
+    @property
+    def decision_thresholds(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """Threshold of each class: predicted is the class with the largest probability / threshold. They
+        add up to 1: of two classes, each is predicted above its own. Empty without tune_thresholds.
+        """
+
+    @property
+    def validation(self) -> global___SplitMetrics:
+        """Validation metrics; temperature and thresholds were picked by them, so they flatter."""
+
+    @property
+    def test(self) -> global___SplitMetrics:
+        """Test metrics."""
+
+    @property
+    def test_intervals(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___MetricInterval]:
+        """Intervals of these test metrics, as `JobSucceeded.test_intervals`."""
+
+    @property
+    def calibration_error(self) -> global___CalibrationError:
+        """Calibration error on the test split, without and with the temperature; absent without one."""
+
+    def __init__(
+        self,
+        *,
+        temperature: builtins.float | None = ...,
+        decision_thresholds: collections.abc.Iterable[builtins.float] | None = ...,
+        validation: global___SplitMetrics | None = ...,
+        test: global___SplitMetrics | None = ...,
+        test_intervals: collections.abc.Iterable[global___MetricInterval] | None = ...,
+        calibration_error: global___CalibrationError | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_temperature", b"_temperature", "calibration_error", b"calibration_error", "temperature", b"temperature", "test", b"test", "validation", b"validation"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_temperature", b"_temperature", "calibration_error", b"calibration_error", "decision_thresholds", b"decision_thresholds", "temperature", b"temperature", "test", b"test", "test_intervals", b"test_intervals", "validation", b"validation"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_temperature", b"_temperature"]) -> typing.Literal["temperature"] | None: ...
+
+global___AdjustedPrediction = AdjustedPrediction
+
+@typing.final
+class CalibrationError(google.protobuf.message.Message):
+    """Expected calibration error (Guo et al. 2017): windows are put into 15 bins of equal width by the
+    largest probability given; the mean over the bins, weighted by their windows, of how far the share
+    of windows whose likeliest class is right lies from the mean of these probabilities.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BEFORE_FIELD_NUMBER: builtins.int
+    AFTER_FIELD_NUMBER: builtins.int
+    before: builtins.float
+    """Of the network as it is."""
+    after: builtins.float
+    """With the temperature."""
+    def __init__(
+        self,
+        *,
+        before: builtins.float = ...,
+        after: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["after", b"after", "before", b"before"]) -> None: ...
+
+global___CalibrationError = CalibrationError
 
 @typing.final
 class JobFailed(google.protobuf.message.Message):

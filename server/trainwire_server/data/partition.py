@@ -11,7 +11,6 @@ from trainwire import contract
 from trainwire.contract import Violation
 from trainwire.v1 import training_pb2
 from trainwire_server.data import splits, strata
-from trainwire_server.data.labels import Labels
 from trainwire_server.data.table import StoredTable
 from trainwire_server.data.windows import Series
 from trainwire_server.errors import JobFailure, listed
@@ -37,22 +36,24 @@ class Partition:
 
 
 def partition(
-    request: training_pb2.TrainingRequest, stored: StoredTable, series: Series, labelled: Labels
+    request: training_pb2.TrainingRequest, stored: StoredTable, series: Series
 ) -> Partition:
     """The block of each row, in the order of `series`.
 
+    Classes are read from the label column alone, and only where chance deals out labelled series
+    class by class: classes that are made of training rows cannot be known here.
+
     Args:
         request: an effective request (`contract.resolve`).
-        labelled: what the rows are labelled; chance deals out each class by itself.
 
     Raises:
         JobFailure: INVALID_DATA when a split column holds what is no split.
     """
     chosen = request.data.WhichOneof("split")
     if chosen == "stratified":
-        return _by_class(request, labelled)
+        return _by_class(request, stored, series)
     if chosen == "split_column":
-        return _by_column(request, stored, series, labelled)
+        return _by_column(request, stored, series)
     split = request.data.chronological
     fractions = splits.Fractions(split.train_fraction, split.validation_fraction)
     blocks = splits.assign_rows(series, fractions, split.embargo_rows)
@@ -62,14 +63,25 @@ def partition(
 # ------------------------------------------------------------------------ by chance
 
 
-def _by_class(request: training_pb2.TrainingRequest, labelled: Labels) -> Partition:
+def _by_class(
+    request: training_pb2.TrainingRequest, stored: StoredTable, series: Series
+) -> Partition:
     split = request.data.stratified
+    classes, class_names = _read_classes(request, stored, series)
     train, validation = split.train_fraction, split.validation_fraction
     shares = (train, validation, 1 - train - validation)
-    parts, whole = strata.stratify(labelled.classes, shares, request.trainer.seed)
-    names = [labelled.class_names[index] for index in whole]
+    parts, whole = strata.stratify(classes, shares, request.trainer.seed)
+    names = [class_names[index] for index in whole]
     # The parts are in the order of the blocks: TRAIN, VALIDATION, TEST.
     return Partition(parts.astype(np.int8), warnings=_warn_of_whole("data.stratified", names, 3))
+
+
+def _read_classes(
+    request: training_pb2.TrainingRequest, stored: StoredTable, series: Series
+) -> tuple[npt.NDArray[np.int64], list[str]]:
+    """Class index of each row, and the names."""
+    codes, names = stored.codes(request.data.column.name)
+    return codes[series.order], names
 
 
 def _warn_of_whole(path: str, names: list[str], least: int) -> list[training_pb2.JobWarning]:
@@ -89,7 +101,7 @@ def _warn_of_whole(path: str, names: list[str], least: int) -> list[training_pb2
 
 
 def _by_column(
-    request: training_pb2.TrainingRequest, stored: StoredTable, series: Series, labelled: Labels
+    request: training_pb2.TrainingRequest, stored: StoredTable, series: Series
 ) -> Partition:
     split = request.data.split_column
     codes, names = stored.codes(split.name)
@@ -102,7 +114,7 @@ def _by_column(
         held = splits.take_last(series, blocks == splits.TRAIN, split.validation_fraction)
         blocks[held] = splits.VALIDATION
         return Partition(blocks, by_order=True)
-    return _hold_out(request, blocks, labelled)
+    return _hold_out(request, blocks, *_read_classes(request, stored, series))
 
 
 def _refuse_unknown_marks(column: str, codes: npt.NDArray[np.int64], names: list[str]) -> None:
@@ -121,15 +133,18 @@ def _refuse_unknown_marks(column: str, codes: npt.NDArray[np.int64], names: list
 
 
 def _hold_out(
-    request: training_pb2.TrainingRequest, blocks: npt.NDArray[np.int8], labelled: Labels
+    request: training_pb2.TrainingRequest,
+    blocks: npt.NDArray[np.int8],
+    classes: npt.NDArray[np.int64],
+    class_names: list[str],
 ) -> Partition:
     """Takes the validation samples from those that train, class by class."""
     share = request.data.split_column.validation_fraction
     rows = np.flatnonzero(blocks == splits.TRAIN)
-    parts, whole = strata.stratify(labelled.classes[rows], (1 - share, share), request.trainer.seed)
+    parts, whole = strata.stratify(classes[rows], (1 - share, share), request.trainer.seed)
     # The parts are in the order of the blocks: TRAIN, VALIDATION.
     blocks[rows] = parts
-    names = [labelled.class_names[index] for index in whole]
+    names = [class_names[index] for index in whole]
     return Partition(blocks, warnings=_warn_of_whole("data.split_column", names, 2))
 
 

@@ -7,19 +7,21 @@ steps, which lie one after the other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from trainwire.v1 import training_pb2
-from trainwire_server.data import labels, samples, scaling, splits, windows
+from trainwire_server.data import labels, missing, returns, samples, splits, windows
+from trainwire_server.data.features import Features, RawWindows, history_rows, make_features
 from trainwire_server.data.partition import Partition, partition
-from trainwire_server.data.suitability import feature_columns
 from trainwire_server.data.table import StoredTable
-from trainwire_server.errors import JobFailure, listed
+from trainwire_server.data.targets import find_target
+from trainwire_server.errors import listed
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,18 @@ class Prepared:
         features: float32 [steps, features], contiguous and scaled; series lie one after the other,
             each in time order.
         sequence_length: steps of a window.
-        mean, scale: float64 [features]; a feature was scaled as (x - mean) / scale.
+        mean, scale: float64 [features]; a feature was scaled as (x - mean) / scale, before it was
+            scaled by the rows before, if it was.
         purged_windows: windows left out because they meet two splits or an embargo.
-        unlabelled_windows: windows left out because the rows their label looks ahead to do not
-            exist.
+        unlabelled_windows: windows left out because they have no label: rows that it is computed
+            from do not exist, or their price has no volatility.
+        thresholds: what made classes of returns; None where a column holds the label.
+        history: rows before a window that its rows are scaled by; features are NaN in rows that
+            have fewer rows before them.
+        raw_windows: some of the windows; None without history.
+        unscaled_windows: windows left out because the history of their rows does not exist.
+        dropped_rows: rows of the table left out because they lack values.
+        filled_values: values taken from the row before.
     """
 
     features: npt.NDArray[np.float32]
@@ -63,10 +73,18 @@ class Prepared:
     purged_windows: int
     unlabelled_windows: int
     warnings: list[training_pb2.JobWarning]
+    thresholds: labels.Thresholds | None = None
+    history: int = 0
+    raw_windows: RawWindows | None = None
+    unscaled_windows: int = 0
+    dropped_rows: int = 0
+    filled_values: int = 0
 
 
 def prepare(request: training_pb2.TrainingRequest, table: Path) -> Prepared:
-    """Label, split, purge, fit the scaler on training rows, scale.
+    """Leave out rows that lack values, split, purge, label, fit the scaler on training rows, scale.
+
+    Labels come after splits, because some are made of what the training rows say.
 
     Args:
         request: an effective request (`contract.resolve`).
@@ -75,14 +93,17 @@ def prepare(request: training_pb2.TrainingRequest, table: Path) -> Prepared:
     Raises:
         JobFailure: the data cannot be trained on; the message says where and why.
     """
-    stored = StoredTable(table)
-    series = _arrange(request, stored)
-    labelled = _label(request, stored, series)
-    cut = partition(request, stored, series, labelled)
-    taken = samples.take_samples(series, labelled, cut.blocks, _rows_per_sample(request))
-    samples.refuse_empty_splits(request, cut.blocks, taken)
+    stored = missing.open_table(request, StoredTable(table))
+    series = missing.leave_out(request, stored, _arrange(request, stored))
+    cut = partition(request, stored, series)
+    spans, label = _read_target(request, stored, series)
+    length, history = _rows_per_sample(request), history_rows(request)
+    places = samples.place_samples(series, spans, cut.blocks, length, history)
+    samples.refuse_empty_splits(request, cut.blocks, places)
+    labelled = label(places.label_rows[places.splits == splits.TRAIN])
+    taken = samples.take_samples(places, labelled)
     samples.refuse_single_class(request, taken)
-    return _assemble(request, stored, series, cut, taken)
+    return _assemble(request, stored, series, cut, taken, labelled.thresholds)
 
 
 def _rows_per_sample(request: training_pb2.TrainingRequest) -> int:
@@ -101,16 +122,37 @@ def _arrange(request: training_pb2.TrainingRequest, stored: StoredTable) -> wind
     return windows.arrange(groups, names, times, stored.row_count)
 
 
-def _label(
+Label = Callable[[labels.Integers], labels.Labels]
+"""Makes the labels once it is known from which rows training samples take theirs."""
+
+
+def _read_target(
     request: training_pb2.TrainingRequest, stored: StoredTable, series: windows.Series
+) -> tuple[labels.Spans, Label]:
+    """The rows that labels are computed from, and what makes them."""
+    target = find_target(request)
+    if not target.is_price:
+        codes, names = stored.codes(target.column)
+        labelled = labels.label_by_column(series, codes, names, target.horizon)
+        return labelled.spans, lambda _: labelled
+    prices = stored.numbers(target.column)
+    returns.refuse_bad_prices(series, prices, target.column_path)
+    priced = labels.price_rows(series, prices, target.horizon, target.volatility_window)
+    return priced.spans, partial(_label_by_price, request.data, priced)
+
+
+def _label_by_price(
+    data: training_pb2.DataParams, priced: labels.PricedRows, training_rows: labels.Integers
 ) -> labels.Labels:
-    if request.data.WhichOneof("target") == "threshold":
-        target = request.data.threshold
-        prices = stored.numbers(target.price_column)
-        return labels.label_by_return(series, prices, target.horizon, target.lower, target.upper)
-    column = request.data.column
-    codes, names = stored.codes(column.name)
-    return labels.label_by_column(series, codes, names, column.horizon)
+    match data.WhichOneof("target"):
+        case "quantile":
+            quantiles = data.quantile.lower_quantile, data.quantile.upper_quantile
+            return labels.label_by_quantile(priced, training_rows, *quantiles)
+        case "triple_barrier":
+            barriers = data.triple_barrier.profit_taking, data.triple_barrier.stop_loss
+            return labels.label_by_barrier(priced, *barriers)
+        case _:
+            return labels.label_by_return(priced, data.threshold.lower, data.threshold.upper)
 
 
 def _assemble(
@@ -119,30 +161,35 @@ def _assemble(
     series: windows.Series,
     cut: Partition,
     taken: samples.Samples,
+    thresholds: labels.Thresholds | None,
 ) -> Prepared:
     rows = _rows_per_sample(request)
-    columns = feature_columns(request, stored.types())
-    fitted = _fitted_rows(request, series, taken)
-    read = _read_columns(request, stored, columns)
-    features, scalers = _scale(read, len(columns), series.order, fitted)
-    steps = len(features) // series.row_count
+    features = make_features(request, stored, series, taken, rows)
+    steps = len(features.matrix) // series.row_count
     return Prepared(
-        features=features,
+        features=features.matrix,
         sequence_length=rows * steps,
-        feature_columns=columns,
+        feature_columns=features.columns,
         class_names=taken.class_names,
-        mean=np.array([scaler.mean for scaler in scalers]),
-        scale=np.array([scaler.scale for scaler in scalers]),
+        mean=np.array([scaler.mean for scaler in features.scalers]),
+        scale=np.array([scaler.scale for scaler in features.scalers]),
         train=_split(taken, splits.TRAIN, rows, steps, series.row_count),
         validation=_split(taken, splits.VALIDATION, rows, steps, series.row_count),
         test=_split(taken, splits.TEST, rows, steps, series.row_count),
         purged_windows=taken.count(splits.LEFT_OUT),
         unlabelled_windows=taken.unlabelled,
+        thresholds=thresholds,
+        history=history_rows(request),
+        raw_windows=features.raw_windows,
+        unscaled_windows=taken.unscaled,
+        dropped_rows=series.left_out,
+        filled_values=features.filled_values,
         warnings=[
             *(samples.warn_of_unaligned_series(series) if cut.by_order else ()),
             *cut.warnings,
             *samples.warn_of_unseen_classes(request, taken),
-            *_warn_of_constant_features(request, columns, scalers),
+            *samples.warn_of_flat_prices(request, taken),
+            *_warn_of_constant_features(request, features),
         ],
     )
 
@@ -155,71 +202,12 @@ def _split(taken: samples.Samples, which: int, length: int, steps: int, rows: in
     return Split(starts=starts * steps, labels=taken.classes[chosen], rows=int(covered.sum()))
 
 
-def _fitted_rows(
-    request: training_pb2.TrainingRequest, series: windows.Series, taken: samples.Samples
-) -> npt.NDArray[np.bool_] | None:
-    """The rows that statistics may come from; None when the request asks for none."""
-    if request.data.scaling == training_pb2.SCALING_NONE:
-        return None
-    starts = taken.starts[taken.splits == splits.TRAIN]
-    return windows.covered_rows(starts, _rows_per_sample(request), series.row_count)
-
-
-_Column = tuple[str, npt.NDArray[np.float64]]
-
-
-def _read_columns(
-    request: training_pb2.TrainingRequest, stored: StoredTable, names: list[str]
-) -> Iterator[_Column]:
-    """Each column's name and values, float64 [rows, steps], one at a time."""
-    if request.data.WhichOneof("layout") == "windows":
-        yield from ((name, stored.numbers(name)[:, np.newaxis]) for name in names)
-        return
-    steps: dict[int, str] = {}
-    for name in names:
-        values = stored.lists(name)
-        steps.setdefault(values.shape[1], name)
-        _refuse_unequal_channels(steps)
-        yield name, values
-
-
-def _refuse_unequal_channels(steps: dict[int, str]) -> None:
-    if len(steps) > 1:
-        found = " and ".join(f"{name!r} of {length}" for length, name in steps.items())
-        raise JobFailure(
-            training_pb2.FAILURE_REASON_INVALID_DATA,
-            f"the columns hold lists of different lengths: {found} values; allowed: one length",
-        )
-
-
-def _scale(
-    columns: Iterator[_Column],
-    count: int,
-    order: npt.NDArray[np.int64],
-    fitted_rows: npt.NDArray[np.bool_] | None,
-) -> tuple[npt.NDArray[np.float32], list[scaling.Scaler]]:
-    """Column by column, so that memory stays near one float32 matrix.
-
-    Without `fitted_rows` the features stay as they are.
-    """
-    features = np.empty((0, count), dtype=np.float32)
-    scalers = []
-    for index, (name, column) in enumerate(columns):
-        if index == 0:
-            features = np.empty((column.size, count), dtype=np.float32)
-        values = np.take(column, order, axis=0)
-        scaler = scaling.UNSCALED
-        if fitted_rows is not None:
-            scaler = scaling.fit(name, values[fitted_rows].reshape(-1))
-        features[:, index] = scaling.scale(name, values.reshape(-1), scaler)
-        scalers.append(scaler)
-    return features, scalers
-
-
 def _warn_of_constant_features(
-    request: training_pb2.TrainingRequest, columns: list[str], scalers: list[scaling.Scaler]
+    request: training_pb2.TrainingRequest, features: Features
 ) -> list[training_pb2.JobWarning]:
-    constant = [name for name, scaler in zip(columns, scalers, strict=True) if scaler.constant]
+    columns = features.columns
+    fitted = zip(columns, features.scalers, strict=True)
+    constant = [name for name, scaler in fitted if scaler.constant]
     if not constant:
         return []
     return [

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from trainwire.contract import Violation
 from trainwire.v1 import training_pb2
 from trainwire_server.data import labels, splits, windows
+from trainwire_server.data.targets import find_target
 from trainwire_server.errors import JobFailure, listed
 
 _NAMES = {splits.TRAIN: "training", splits.VALIDATION: "validation", splits.TEST: "test"}
@@ -27,26 +28,46 @@ MOST_NAMES = 10
 
 
 @dataclass(frozen=True)
-class Samples:
-    """All labelled samples.
+class Places:
+    """Where all samples with a label lie; what their labels are may not be known yet.
 
     Attributes:
         starts: int64 [samples], first row of each sample, ascending.
-        classes: int64 [samples], class index of each.
+        rows_per_sample: rows of each.
         splits: int8 [samples], the split of each, or LEFT_OUT when purged.
-        class_names: name of each class.
         unlabelled: number of windows without a label.
+        flat: number of those that lack nothing but a volatility.
+        unscaled: number of windows without enough rows before them to scale by.
     """
 
     starts: npt.NDArray[np.int64]
-    classes: npt.NDArray[np.int64]
+    rows_per_sample: int
     splits: npt.NDArray[np.int8]
-    class_names: list[str]
     unlabelled: int
+    flat: int
+    unscaled: int
+
+    @property
+    def label_rows(self) -> npt.NDArray[np.int64]:
+        """The row that each sample takes its label from, int64 [samples]."""
+        return self.starts + (self.rows_per_sample - 1)
 
     def count(self, split: int) -> int:
         """Number of windows in a split."""
         return int((self.splits == split).sum())
+
+
+@dataclass(frozen=True)
+class Samples(Places):
+    """All labelled samples.
+
+    Attributes:
+        classes: int64 [samples], class index of each.
+        class_names: name of each class.
+    """
+
+    classes: npt.NDArray[np.int64]
+    class_names: list[str]
 
     def names_in(self, split: int) -> list[str]:
         """Names of the classes that occur in a split, in class order."""
@@ -54,26 +75,44 @@ class Samples:
         return [self.class_names[index] for index in present]
 
 
-def take_samples(
+def place_samples(
     series: windows.Series,
-    labelled: labels.Labels,
+    spans: labels.Spans,
     blocks: npt.NDArray[np.int8],
     sequence_length: int,
-) -> Samples:
+    history: int = 0,
+) -> Places:
     """Every window that has a label, assigned to a split or purged; a row where windows take one.
 
+    A sample's span begins with its window, or with the first row that its label looks back to.
+
+    Args:
+        history: rows of the same series that a window needs before it, whatever split they are of.
+
     Raises:
-        JobFailure: GROUP_TOO_SHORT when a series has fewer rows than a window.
+        JobFailure: GROUP_TOO_SHORT when a series has fewer rows than a window with its history.
     """
-    every = windows.window_starts(series, sequence_length)
-    starts = every[labelled.classes[every + sequence_length - 1] != labels.UNLABELLED]
-    ends = starts + sequence_length - 1
-    return Samples(
+    all_starts = windows.window_starts(series, sequence_length, history)
+    every = all_starts[series.places[all_starts] >= history]
+    starts = every[spans.labelled[every + sequence_length - 1]]
+    label_rows = starts + sequence_length - 1
+    firsts = np.minimum(starts, label_rows - spans.looks_back)
+    return Places(
         starts=starts,
-        classes=labelled.classes[ends],
-        splits=splits.assign_windows(blocks, starts, labelled.last_rows[ends]),
-        class_names=labelled.class_names,
+        rows_per_sample=sequence_length,
+        splits=splits.assign_windows(blocks, firsts, spans.last_rows[label_rows]),
         unlabelled=len(every) - len(starts),
+        flat=int(np.isin(every + sequence_length - 1, spans.flat_rows).sum()),
+        unscaled=len(all_starts) - len(every),
+    )
+
+
+def take_samples(places: Places, labelled: labels.Labels) -> Samples:
+    """The samples with their classes."""
+    return Samples(
+        **vars(places),
+        classes=labelled.classes[places.label_rows],
+        class_names=labelled.class_names,
     )
 
 
@@ -81,14 +120,14 @@ def take_samples(
 
 
 def refuse_empty_splits(
-    request: training_pb2.TrainingRequest, blocks: npt.NDArray[np.int8], samples: Samples
+    request: training_pb2.TrainingRequest, blocks: npt.NDArray[np.int8], places: Places
 ) -> None:
     """Every split needs a sample.
 
     Raises:
         JobFailure: EMPTY_SPLIT, with the numbers and the fields that would help.
     """
-    empty = [split for split in _NAMES if not samples.count(split)]
+    empty = [split for split in _NAMES if not places.count(split)]
     if not empty:
         return
     found = "; ".join(
@@ -98,8 +137,8 @@ def refuse_empty_splits(
     )
     raise JobFailure(
         training_pb2.FAILURE_REASON_EMPTY_SPLIT,
-        f"{found}. {_explain(request)}Upload more rows or change the fields named.",
-        tuple(_empty_split_remedies(request, empty)),
+        f"{found}. {_explain(request, places)}Upload more rows or change the fields named.",
+        tuple(_empty_split_remedies(request, places, empty)),
     )
 
 
@@ -107,11 +146,10 @@ def _noun(request: training_pb2.TrainingRequest) -> str:
     return "window" if request.data.WhichOneof("layout") == "windows" else "sample"
 
 
-def _explain(request: training_pb2.TrainingRequest) -> str:
+def _explain(request: training_pb2.TrainingRequest, places: Places) -> str:
     """What takes rows away; sentences with a space after each."""
-    return "".join(
-        f"{text}. " for text in (_explain_split(request), _explain_span(request)) if text
-    )
+    texts = (_explain_split(request), _explain_span(request), _explain_unlabelled(places))
+    return "".join(f"{text}. " for text in texts if text)
 
 
 def _explain_split(request: training_pb2.TrainingRequest) -> str:
@@ -128,29 +166,36 @@ def _explain_split(request: training_pb2.TrainingRequest) -> str:
 def _explain_span(request: training_pb2.TrainingRequest) -> str:
     if _noun(request) == "sample":
         return ""
-    length, horizon = request.data.windows.sequence_length, label_horizon(request)
+    length, target = request.data.windows.sequence_length, find_target(request)
+    back = target.volatility_window
+    parts = f"sequence_length {length}, horizon {target.horizon}"
+    parts += f", volatility_window {back}" if back else ""
+    rows = max(length, back + 1) + target.horizon
+    return f"A window with its label takes {rows} rows ({parts}), all of one split"
+
+
+def _explain_unlabelled(places: Places) -> str:
+    if not places.unlabelled:
+        return ""
+    flat = f", or, of {places.flat}, the price did not move" if places.flat else ""
     return (
-        f"A window with its label takes {length + horizon} rows "
-        f"(sequence_length {length}, horizon {horizon}), all of one split"
+        f"{places.unlabelled} windows have no label, because rows that it is computed from do not "
+        f"exist{flat}"
     )
 
 
-def label_horizon(request: training_pb2.TrainingRequest) -> int:
-    if request.data.WhichOneof("target") == "threshold":
-        return request.data.threshold.horizon
-    return request.data.column.horizon
-
-
 def _empty_split_remedies(
-    request: training_pb2.TrainingRequest, empty: list[int]
+    request: training_pb2.TrainingRequest, places: Places, empty: list[int]
 ) -> list[Violation]:
     remedies = {}
     if _noun(request) == "window":
-        horizon = f"data.{request.data.WhichOneof('target')}.horizon"
+        target = find_target(request)
         remedies = {
             "data.windows.sequence_length": "shorter windows fit into fewer rows",
-            horizon: "a shorter horizon takes fewer rows",
+            target.horizon_path: "a shorter horizon takes fewer rows",
         }
+        if places.flat or target.volatility_window >= request.data.windows.sequence_length:
+            remedies[target.volatility_path] = "0 takes returns as they are, without a volatility"
     for path, why in _split_remedies(request, empty):
         remedies.setdefault(path, why)
     return [Violation(path, why) for path, why in remedies.items()]
@@ -184,7 +229,11 @@ def refuse_single_class(request: training_pb2.TrainingRequest, samples: Samples)
         training_pb2.FAILURE_REASON_SINGLE_CLASS,
         f"all {samples.count(splits.TRAIN)} training {_noun(request)}s are of class {present[0]!r};"
         " at least two classes are needed: change the target or the split, or upload other rows",
-        (Violation(target_path(request), "training samples of at least two classes are needed"),),
+        (
+            Violation(
+                find_target(request).path, "training samples of at least two classes are needed"
+            ),
+        ),
     )
 
 
@@ -194,18 +243,35 @@ def refuse_single_class(request: training_pb2.TrainingRequest, samples: Samples)
 def warn_of_unseen_classes(
     request: training_pb2.TrainingRequest, samples: Samples
 ) -> list[training_pb2.JobWarning]:
-    """Classes that validation or test windows have and training windows have not."""
-    held_out = samples.names_in(splits.VALIDATION) + samples.names_in(splits.TEST)
+    """Classes that no training window has, whether others have them or not."""
     trained = samples.names_in(splits.TRAIN)
-    unseen = [name for name in samples.class_names if name in {*held_out} - {*trained}]
+    unseen = [name for name in samples.class_names if name not in trained]
     if not unseen:
         return []
     return [
         training_pb2.JobWarning(
             reason=training_pb2.WARNING_REASON_UNSEEN_CLASS,
-            message=f"{len(unseen)} of {len(samples.class_names)} classes occur in validation or "
-            f"test but not in training, and cannot be learnt: {listed(unseen, MOST_NAMES)}",
-            field=target_path(request),
+            message=f"{len(unseen)} of {len(samples.class_names)} classes have no training "
+            f"{_noun(request)}, and cannot be learnt: {listed(unseen, MOST_NAMES)}",
+            field=find_target(request).path,
+        )
+    ]
+
+
+def warn_of_flat_prices(
+    request: training_pb2.TrainingRequest, places: Places
+) -> list[training_pb2.JobWarning]:
+    """Windows without a label because their price has no volatility."""
+    if not places.flat:
+        return []
+    target = find_target(request)
+    return [
+        training_pb2.JobWarning(
+            reason=training_pb2.WARNING_REASON_NO_VOLATILITY,
+            message=f"{places.flat} windows have no label and are left out: column "
+            f"{target.column!r} did not move in the {target.volatility_window} rows before their "
+            "last one, so that returns cannot be divided by its volatility",
+            field=target.volatility_path,
         )
     ]
 
@@ -222,9 +288,3 @@ def warn_of_unaligned_series(series: windows.Series) -> list[training_pb2.JobWar
             field="data.windows.time_column",
         )
     ]
-
-
-def target_path(request: training_pb2.TrainingRequest) -> str:
-    """Path of the field that says where labels come from."""
-    by_column = request.data.WhichOneof("target") == "column"
-    return "data.column.name" if by_column else "data.threshold"

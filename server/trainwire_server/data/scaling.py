@@ -1,4 +1,4 @@
-"""Standard scaling of features, column by column, with statistics of the training rows alone."""
+"""Scaling of features, column by column: by the training rows alone, or by the rows before."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from trainwire import rolling
 from trainwire.v1 import training_pb2
 from trainwire_server.errors import JobFailure
 
@@ -24,6 +25,8 @@ class Scaler:
 
 
 UNSCALED = Scaler(mean=0.0, scale=1.0, constant=False)
+_ROWS = 2**16
+"""Scaled at once by the rows before: temporaries stay in the processor's cache."""
 
 
 def fit(name: str, values: npt.NDArray[np.float64]) -> Scaler:
@@ -63,6 +66,39 @@ def scale(name: str, values: npt.NDArray[np.float64], scaler: Scaler) -> npt.NDA
     bad = np.flatnonzero(~np.isfinite(scaled))
     if len(bad):
         raise _too_large(name, f"{len(bad)} values, the first {values[bad[0]]}")
+    return scaled
+
+
+def roll(
+    name: str,
+    values: npt.NDArray[np.float64],
+    window: int,
+    has_history: npt.NDArray[np.bool_],
+) -> npt.NDArray[np.float32]:
+    """The feature scaled by the `window` rows that end with each row (`trainwire.rolling`).
+
+    Args:
+        name: the column, for error messages.
+        values: float64 [rows], series one after the other.
+        window: rows to scale by, at least 2.
+        has_history: bool [rows], rows with `window` rows of their series up to them.
+
+    Returns:
+        float32 [rows]; NaN for rows without history, which nothing should use.
+
+    Raises:
+        JobFailure: INVALID_DATA when a value is NaN, infinite or too large to compute with.
+    """
+    scaled = np.full(len(values), np.nan, dtype=np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for first in range(window - 1, len(values), _ROWS):
+            part = rolling.scale(values[first - window + 1 : first + _ROWS], window)
+            scaled[first : first + _ROWS] = part
+    scaled[~has_history] = np.nan
+    bad = np.flatnonzero(has_history & ~np.isfinite(scaled))
+    if len(bad):
+        largest = np.abs(values[bad[0] - window + 1 : bad[0] + 1]).max()
+        raise _too_large(name, f"{len(bad)} rows, the first by rows with values of {largest}")
     return scaled
 
 

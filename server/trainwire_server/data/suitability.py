@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from trainwire import contract
 from trainwire.contract import Violation
 from trainwire.v1 import dataset_pb2, training_pb2
+from trainwire_server.data.targets import find_target
 from trainwire_server.errors import listed
 
 _LENGTH_PATH = "data.windows.sequence_length"
@@ -42,10 +43,14 @@ _ALLOWED = {
     ),
 }
 _FLOAT_LABEL_HINT = (
-    "; make it whole numbers or text, or let data.threshold make classes of a price's returns"
+    "; make it whole numbers or text, or let data.quantile or data.threshold make classes of a "
+    "price's returns"
 )
 _LIST_FEATURE_HINT = "; lists are channels of labelled series: choose data.samples"
 _CSV_HINT = "; CSV has no lists: upload Arrow or Parquet, or .ts and .tsv files by the client"
+_FILL_OR_DROP = "let data.missing_values fill or drop missing ones"
+_DROP = "let data.missing_values drop these rows"
+_WAYS_OUT = {"feature": _FILL_OR_DROP, "channel": _FILL_OR_DROP, "label": _DROP, "price": _DROP}
 _MOST_NAMES = 20
 
 
@@ -70,9 +75,10 @@ def check(request: training_pb2.TrainingRequest, dataset: dataset_pb2.Dataset) -
     features = feature_columns(request, types)
     path, role = _features_path(request), _feature_role(request)
     uses = [*_role_uses(request), *(_Use(path, role, name) for name in features)]
-    found = list(_broken_size(request, dataset))
+    found = [*_broken_size(request, dataset), *_broken_volatility(request)]
+    allowed = roles_with_gaps(request)
     for use in uses:
-        found += _broken_column(use, columns, dataset)
+        found += _broken_column(use, columns, dataset, may_lack=use.role in allowed)
     found += _clashes(uses)
     if not features:
         found.append(_without_features(request, dataset))
@@ -99,6 +105,17 @@ def feature_columns(
     return list(layout.feature_columns) or free
 
 
+def roles_with_gaps(request: training_pb2.TrainingRequest) -> tuple[str, ...]:
+    """What columns with missing values may be used for, by the request's `missing_values`.
+
+    What labels are made of is never made up.
+    """
+    policy, features = request.data.missing_values, ("feature", "channel")
+    if policy == training_pb2.MISSING_VALUES_DROP:
+        return (*features, "label", "price")
+    return features if policy == training_pb2.MISSING_VALUES_FORWARD_FILL else ()
+
+
 def _feature_role(request: training_pb2.TrainingRequest) -> str:
     return "channel" if request.data.WhichOneof("layout") == "samples" else "feature"
 
@@ -117,11 +134,9 @@ def _role_uses(request: training_pb2.TrainingRequest) -> list[_Use]:
         uses.append(_Use("data.windows.group_column", "group", windows.group_column))
     if data.WhichOneof("split") == "split_column":
         uses.append(_Use("data.split_column.name", "split", data.split_column.name))
-    if data.WhichOneof("target") == "threshold":
-        uses.append(_Use("data.threshold.price_column", "price", data.threshold.price_column))
-    else:
-        uses.append(_Use("data.column.name", "label", data.column.name))
-    return uses
+    target = find_target(request)
+    role = "price" if target.is_price else "label"
+    return [*uses, _Use(target.column_path, role, target.column)]
 
 
 def _broken_size(
@@ -135,10 +150,39 @@ def _broken_size(
             _LENGTH_PATH,
             f"a window takes {length} rows, but the dataset has {rows}; allowed: at most {rows}",
         )
+    elif request.data.scaling == training_pb2.SCALING_ROLLING:
+        yield from _broken_history(request, rows)
+
+
+def _broken_history(request: training_pb2.TrainingRequest, rows: int) -> Iterator[Violation]:
+    """Of windows that fit into the table, but not with the rows before that scale them."""
+    length, window = request.data.windows.sequence_length, request.data.scaling_window
+    most = rows - length + 1
+    if window > most:
+        yield Violation(
+            "data.scaling_window",
+            f"a window of {length} rows, scaled by {window} rows up to each, takes "
+            f"{length + window - 1} rows, but the dataset has {rows}; "
+            + (f"allowed: at most {most}" if most > 1 else f"shorten {_LENGTH_PATH} too"),
+        )
+
+
+def _broken_volatility(request: training_pb2.TrainingRequest) -> Iterator[Violation]:
+    target = find_target(request)
+    if target.volatility_window == 1:
+        yield Violation(
+            target.volatility_path,
+            "1 is not allowed, because the deviation of one return is nothing; "
+            "allowed: 0 for relative returns, or at least 2",
+        )
 
 
 def _broken_column(
-    use: _Use, columns: Mapping[str, dataset_pb2.DatasetColumn], dataset: dataset_pb2.Dataset
+    use: _Use,
+    columns: Mapping[str, dataset_pb2.DatasetColumn],
+    dataset: dataset_pb2.Dataset,
+    *,
+    may_lack: bool,
 ) -> Iterator[Violation]:
     column = columns.get(use.column)
     if column is None:
@@ -146,10 +190,13 @@ def _broken_column(
         return
     if column.type not in _ALLOWED[use.role]:
         yield Violation(use.path, _wrong_type(use.role, column, dataset))
-    if column.null_count:
-        yield Violation(use.path, _unusable(column, column.null_count, "missing"))
-    if column.non_finite_count:
-        yield Violation(use.path, _unusable(column, column.non_finite_count, "NaN or infinite"))
+    # The profile does not tell NaN, which is missing too, from infinite: the training does.
+    if column.null_count and not may_lack:
+        yield Violation(use.path, _unusable(use, column, column.null_count, "missing"))
+    if column.non_finite_count and not may_lack:
+        yield Violation(
+            use.path, _unusable(use, column, column.non_finite_count, "NaN or infinite")
+        )
 
 
 def _missing(name: str, names: list[str]) -> str:
@@ -180,12 +227,12 @@ def _type_name(kind: dataset_pb2.ColumnType.ValueType) -> str:
     return dataset_pb2.ColumnType.Name(kind).removeprefix("COLUMN_TYPE_")
 
 
-def _unusable(column: dataset_pb2.DatasetColumn, count: int, what: str) -> str:
+def _unusable(use: _Use, column: dataset_pb2.DatasetColumn, count: int, what: str) -> str:
     row = column.first_unusable_row
     where = f", the first in row {row} (counted from 0)" if _knows_row(column) else ""
     return (
         f"column {column.name!r} has {count} {what} values{where}; allowed: none "
-        "(fill or drop these rows, or do not use the column)"
+        f"({_WAYS_OUT.get(use.role, 'fill or drop these rows')}, or do not use the column)"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +62,23 @@ class StoredTable:
     Each by itself, so that its pages go with it: one mapping of the whole file would grow to a
     second copy of the table beside what is made of its columns.
 
+    Attributes:
+        gaps: the columns that may have missing values, sorted: NaN in numbers, -1 in codes.
+
     Raises:
         JobFailure: DATA_LOST when the file, or a column asked for, is missing or damaged;
-            INVALID_DATA when a column asked for has missing values, or lists of several lengths.
+            INVALID_DATA when a column asked for has missing values and is not one of `gaps`, or
+            has lists of several lengths.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, gaps: Collection[str] = ()) -> None:
         self._path = path
         self._table = self._map()
+        self.gaps = sorted(gaps)
+
+    def with_gaps_in(self, names: Collection[str]) -> StoredTable:
+        """The same table, where these columns may have missing values."""
+        return StoredTable(self._path, names)
 
     @property
     def row_count(self) -> int:
@@ -90,7 +100,7 @@ class StoredTable:
     def lists(self, name: str) -> npt.NDArray[np.float64]:
         """A column of lists of numbers, all of one length, as float64 [rows, steps]."""
         column = self._column(name)
-        lengths = sorted(pc.list_value_length(column).unique().to_pylist())
+        lengths = sorted(pc.list_value_length(column).unique().drop_null().to_pylist())
         if len(lengths) > 1:
             raise JobFailure(
                 training_pb2.FAILURE_REASON_INVALID_DATA,
@@ -98,8 +108,12 @@ class StoredTable:
                 "allowed: lists of one length",
             )
         values = pc.list_flatten(column)
-        _refuse_missing(name, values)
-        return _as_floats(values).reshape(self.row_count, -1)
+        self._refuse_missing(name, values)
+        if not column.null_count:
+            return _as_floats(values).reshape(self.row_count, -1)
+        lists = np.full((self.row_count, lengths[0] if lengths else 1), np.nan)
+        lists[column.is_valid().to_numpy()] = _as_floats(values).reshape(-1, lists.shape[1])
+        return lists
 
     def instants(self, name: str) -> npt.NDArray[Any]:
         """A time column as it is, [rows]: datetime64, integers or floats."""
@@ -114,8 +128,8 @@ class StoredTable:
             int64 [rows], and the names.
         """
         column = self._column(name)
-        values = sorted(column.unique().to_pylist())
-        found = pc.index_in(column, value_set=pa.array(values, column.type))
+        values = sorted(column.unique().drop_null().to_pylist())
+        found = pc.index_in(column, value_set=pa.array(values, column.type)).fill_null(-1)
         return np.asarray(found.to_numpy(), dtype=np.int64), [_name(value) for value in values]
 
     def _map(self, columns: list[int] | None = None) -> pa.Table:
@@ -134,20 +148,19 @@ class StoredTable:
             column.validate(full=True)
         except pa.ArrowException as error:
             raise _lost(f"column {name!r} of the stored table is damaged ({error})") from error
-        _refuse_missing(name, column)
+        self._refuse_missing(name, column)
         return column
+
+    def _refuse_missing(self, name: str, values: pa.ChunkedArray) -> None:
+        if values.null_count and name not in self.gaps:
+            raise JobFailure(
+                training_pb2.FAILURE_REASON_INVALID_DATA,
+                f"column {name!r} has {values.null_count} missing values; fill or drop them",
+            )
 
 
 def _as_floats(values: pa.ChunkedArray) -> npt.NDArray[np.float64]:
     return np.asarray(values.cast(pa.float64(), safe=False).to_numpy(), dtype=np.float64)
-
-
-def _refuse_missing(name: str, values: pa.ChunkedArray) -> None:
-    if values.null_count:
-        raise JobFailure(
-            training_pb2.FAILURE_REASON_INVALID_DATA,
-            f"column {name!r} has {values.null_count} missing values; fill or drop them",
-        )
 
 
 def _lost(what: str) -> JobFailure:

@@ -23,12 +23,14 @@ class Series:
         names: name of each series; empty for a table that is one series.
         instants: int64 [rows], rank of each row's time among all times (equal times have equal
             ranks), or None without a time column.
+        left_out: rows of the table that are in no series, because they lack values.
     """
 
     order: npt.NDArray[np.int64]
     bounds: npt.NDArray[np.int64]
     names: list[str]
     instants: npt.NDArray[np.int64] | None
+    left_out: int = 0
 
     @property
     def row_count(self) -> int:
@@ -44,6 +46,11 @@ class Series:
     def ends(self) -> npt.NDArray[np.int64]:
         """int64 [rows], the row after the last one of each row's series."""
         return np.repeat(self.bounds[1:], self.lengths)
+
+    @property
+    def places(self) -> npt.NDArray[np.int64]:
+        """int64 [rows], rows of each row's series that come before it."""
+        return np.arange(self.row_count) - np.repeat(self.bounds[:-1], self.lengths)
 
     def describe(self, index: int) -> str:
         """A series as an error message names it."""
@@ -98,33 +105,76 @@ def _refuse_equal_times(
     )
 
 
-def window_starts(series: Series, sequence_length: int) -> npt.NDArray[np.int64]:
+def keep_rows(series: Series, kept: npt.NDArray[np.bool_]) -> Series:
+    """The series with some of their rows alone, which become neighbours.
+
+    Args:
+        kept: bool [rows].
+    """
+    before = np.concatenate(([0], np.cumsum(kept))).astype(np.int64)
+    instants = None
+    if series.instants is not None:
+        ranks = np.unique(series.instants[kept], return_inverse=True)[1]
+        instants = ranks.astype(np.int64)
+    return Series(
+        order=series.order[kept],
+        bounds=before[series.bounds],
+        names=series.names,
+        instants=instants,
+        left_out=series.left_out + int((~kept).sum()),
+    )
+
+
+def window_starts(series: Series, sequence_length: int, history: int = 0) -> npt.NDArray[np.int64]:
     """First rows of all windows, ascending; a window never crosses the end of its series.
+
+    Args:
+        history: rows of the same series that a window needs before it; those with fewer are there
+            all the same.
 
     Returns:
         int64 [windows].
 
     Raises:
-        JobFailure: GROUP_TOO_SHORT when a series has fewer rows than a window.
+        JobFailure: GROUP_TOO_SHORT when a series has fewer rows than a window with its history.
     """
-    _refuse_short_series(series, sequence_length)
+    _refuse_short_series(series, sequence_length, history)
     rows = np.arange(series.row_count, dtype=np.int64)
     return np.flatnonzero(rows + sequence_length <= series.ends)
 
 
-def _refuse_short_series(series: Series, sequence_length: int) -> None:
+def _refuse_short_series(series: Series, sequence_length: int, history: int) -> None:
     lengths = series.lengths
-    short = np.flatnonzero(lengths < sequence_length)
+    short = np.flatnonzero(lengths < sequence_length + history)
     if not len(short):
         return
     shown = ", ".join(f"{series.describe(i)} has {lengths[i]} rows" for i in short[:5])
     more = f" (and {len(short) - 5} more series)" if len(short) > 5 else ""
+    remedies = _remedies(sequence_length, history, int(lengths.min()))
+    changes = "".join(f", or set {field} to at most {most}" for field, most in remedies.items())
     raise JobFailure(
         training_pb2.FAILURE_REASON_GROUP_TOO_SHORT,
-        f"{shown}{more}, but a window takes {sequence_length}; drop series with fewer rows, or "
-        f"set data.windows.sequence_length to at most {lengths.min()}",
-        (Violation("data.windows.sequence_length", f"allowed: at most {lengths.min()}"),),
+        f"{shown}{more}{_without(series)}, but a window takes "
+        f"{_rows_taken(sequence_length, history)}; drop series with fewer rows{changes}",
+        tuple(Violation(path, f"allowed: at most {most}") for path, most in remedies.items()),
     )
+
+
+def _without(series: Series) -> str:
+    return f" ({series.left_out} rows that lack values left out)" if series.left_out else ""
+
+
+def _rows_taken(sequence_length: int, history: int) -> str:
+    before = f" and {history} before it (data.scaling_window)" if history else ""
+    return f"{sequence_length}{before}"
+
+
+def _remedies(sequence_length: int, history: int, rows: int) -> dict[str, int]:
+    """The largest value of each field, the others as they are, for series of so many rows."""
+    most = {"data.windows.sequence_length": rows - history}
+    if history:
+        most["data.scaling_window"] = rows - sequence_length + 1
+    return {path: value for path, value in most.items() if value >= 2}
 
 
 def covered_rows(

@@ -17,6 +17,7 @@ from trainwire_server.data.catalog import Catalog, Upload
 from trainwire_server.errors import BrokenUpload, NotFound, RequestError, StorageFull
 from trainwire_server.execution.answers import ask
 from trainwire_server.execution.executor import Executor, Ingest
+from trainwire_server.identity import caller_fields
 from trainwire_server.jobs import job as jobs
 from trainwire_server.jobs.datasets import Datasets
 from trainwire_server.jobs.retention import Retention
@@ -78,7 +79,8 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
             stored = await self._keep(upload, dataset)
         finally:
             await asyncio.shield(asyncio.to_thread(upload.discard))
-        structlog.get_logger().info("dataset.stored", dataset=name, rows=dataset.row_count)
+        about = {"rows": dataset.row_count, **caller_fields()}
+        structlog.get_logger().info("dataset.stored", dataset=name, **about)
         return stored
 
     async def _keep(self, upload: Upload, dataset: dataset_pb2.Dataset) -> dataset_pb2.Dataset:
@@ -126,6 +128,7 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
         self, request: dataset_pb2.DeleteDatasetRequest, context: Any
     ) -> empty_pb2.Empty:
         await self._datasets.delete(request.name)
+        structlog.get_logger().info("dataset.deleted", dataset=request.name, **caller_fields())
         return empty_pb2.Empty()
 
 

@@ -32,6 +32,9 @@ _Method = Callable[[Any, Any, Any], Any]
 CODES: dict[type[errors.RequestError], grpc.StatusCode] = {
     errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
     errors.BrokenUpload: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.TokenMissing: grpc.StatusCode.UNAUTHENTICATED,
+    errors.TokenUnknown: grpc.StatusCode.UNAUTHENTICATED,
+    errors.RoleTooLow: grpc.StatusCode.PERMISSION_DENIED,
     errors.NotFound: grpc.StatusCode.NOT_FOUND,
     errors.AlreadyExists: grpc.StatusCode.ALREADY_EXISTS,
     errors.DatasetUnsuitable: grpc.StatusCode.FAILED_PRECONDITION,
@@ -63,12 +66,12 @@ def rpc(method: _Method) -> _Method:
                 check(request)
             return await method(servicer, request, context)
         except errors.RequestError as error:
-            return await _abort(context, error)
+            return await abort(context, error)
         except (grpc.aio.AbortError, grpc.aio.UsageError):
             raise
         except Exception:
             structlog.get_logger().exception("rpc.error", method=method.__qualname__)
-            return await _abort(context, errors.RequestError("the server's log has the details"))
+            return await abort(context, errors.RequestError("the server's log has the details"))
 
     return call
 
@@ -117,7 +120,7 @@ def _standard_unary(method: Callable[[Any, Any], Any], decode: Callable[[bytes],
         try:
             return await method(decode(data), context)
         except DecodeError:
-            return await _abort(context, errors.InvalidRequest(_NO_MESSAGE))
+            return await abort(context, errors.InvalidRequest(_NO_MESSAGE))
         except NotImplementedError:  # Health.List of grpcio-health-checking
             return await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not on this server")
 
@@ -130,7 +133,7 @@ def _standard_stream(method: Callable[[Any, Any], Any]) -> Any:
             async for answer in method(requests, context):
                 yield answer
         except DecodeError:
-            await _abort(context, errors.InvalidRequest(_NO_MESSAGE))
+            await abort(context, errors.InvalidRequest(_NO_MESSAGE))
 
     return call
 
@@ -228,7 +231,8 @@ def _escaped_bytes(text: str) -> int:
     return 3 * len(text.encode()) - 2 * printable
 
 
-async def _abort(context: Any, error: errors.RequestError) -> Any:
+async def abort(context: Any, error: errors.RequestError) -> Any:
+    """End the call with the status of an error; does not return."""
     status = to_status(error)
     code = CODES.get(type(error), grpc.StatusCode.INTERNAL)
     await context.abort(code, status.message, ((_DETAILS_KEY, status.SerializeToString()),))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import structlog
 from google.protobuf import empty_pb2
 
 from trainwire import contract
 from trainwire.v1 import training_pb2, training_pb2_grpc
 from trainwire_server.errors import InvalidRequest
+from trainwire_server.identity import caller_fields
 from trainwire_server.jobs.manager import Manager
 from trainwire_server.service.pages import page_bounds, page_token
 from trainwire_server.service.status import rpc
@@ -64,7 +66,9 @@ class TrainingService(training_pb2_grpc.TrainingServiceServicer):
     async def CancelTraining(  # noqa: N802
         self, request: training_pb2.CancelTrainingRequest, context: Any
     ) -> training_pb2.TrainingJob:
-        return await self._manager.cancel(request.name)
+        job = await self._manager.cancel(request.name)
+        structlog.get_logger().info("job.cancel_asked", job=job.name, **caller_fields())
+        return job
 
     @rpc
     async def ResumeTraining(  # noqa: N802
@@ -77,4 +81,5 @@ class TrainingService(training_pb2_grpc.TrainingServiceServicer):
         self, request: training_pb2.DeleteTrainingRequest, context: Any
     ) -> empty_pb2.Empty:
         await self._manager.delete(request.name)
+        structlog.get_logger().info("job.deleted", job=request.name, **caller_fields())
         return empty_pb2.Empty()

@@ -29,6 +29,7 @@ WEIGHTS = "model.safetensors"
 ONNX = "model.onnx"
 REQUEST = "request.json"
 PREPROCESSING = "preprocessing.json"
+POSTPROCESSING = "postprocessing.json"
 METRICS = "metrics.json"
 CARD = "MODEL_CARD.md"
 
@@ -61,6 +62,8 @@ def write(
         _write_json(partial / REQUEST, json.loads(contract.canonical_json(request)))
         _write_json(partial / PREPROCESSING, _preprocessing_json(prepared))
         _write_json(partial / METRICS, _metrics_json(result))
+        if result.HasField("adjusted"):
+            _write_json(partial / POSTPROCESSING, _postprocessing_json(result.adjusted))
         if onnx is not None:
             durable.write_file(partial / ONNX, onnx)
         card = model_card.render(request, prepared, result, has_onnx=onnx is not None)
@@ -102,6 +105,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 def _preprocessing_json(prepared: Prepared) -> dict[str, Any]:
     return {
         "sequence_length": prepared.sequence_length,
+        "history": prepared.history,
         "feature_columns": prepared.feature_columns,
         "mean": prepared.mean.tolist(),
         "scale": prepared.scale.tolist(),
@@ -109,13 +113,23 @@ def _preprocessing_json(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def _metrics_json(result: training_pb2.JobSucceeded) -> dict[str, Any]:
+def _postprocessing_json(adjusted: training_pb2.AdjustedPrediction) -> dict[str, Any]:
     return {
+        "temperature": adjusted.temperature if adjusted.HasField("temperature") else 1.0,
+        "decision_thresholds": list(adjusted.decision_thresholds),
+    }
+
+
+def _metrics_json(result: training_pb2.JobSucceeded) -> dict[str, Any]:
+    metrics = {
         "best_epoch": result.best_epoch,
         "validation": _full_dict(result.validation),
         "test": _full_dict(result.test),
         "test_intervals": [_full_dict(interval) for interval in result.test_intervals],
     }
+    if result.HasField("adjusted"):
+        metrics["adjusted"] = _full_dict(result.adjusted)
+    return metrics
 
 
 def _full_dict(message: Message) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Generator
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
@@ -16,9 +18,11 @@ from trainwire import contract
 from trainwire.contract import Violation
 from trainwire.v1 import training_pb2
 from trainwire_server.data.prepare import Prepared, prepare
-from trainwire_server.data.samples import label_horizon
+from trainwire_server.data.targets import find_target
 from trainwire_server.errors import JobFailure
 from trainwire_server.training import bundle, checkpoint, onnx_model
+from trainwire_server.training.adjustment import adjust, is_wanted
+from trainwire_server.training.augment import draw_shares
 from trainwire_server.training.devices import (
     large_blocks_given_back,
     memory_errors_explained,
@@ -28,7 +32,7 @@ from trainwire_server.training.intervals import bootstrap_intervals
 from trainwire_server.training.losses import plain_loss
 from trainwire_server.training.metrics import Tally, split_metrics
 from trainwire_server.training.plan import describe_start
-from trainwire_server.training.ranking import Scores
+from trainwire_server.training.ranking import Rankings
 from trainwire_server.training.replicas import Replica
 from trainwire_server.training.seeds import reseed
 from trainwire_server.training.setup import EVALUATION_FACTOR, Samples, Setup, set_up
@@ -157,7 +161,7 @@ def train(
 
 
 def _tell_start(request: training_pb2.TrainingRequest, prepared: Prepared, setup: Setup) -> Events:
-    for warning in prepared.warnings:
+    for warning in (*prepared.warnings, *setup.balance.warnings):
         yield training_pb2.TrainingEvent(warning=warning)
     started = describe_start(request, prepared, setup)
     yield training_pb2.TrainingEvent(started=started)
@@ -188,7 +192,7 @@ def _run_epochs(  # noqa: C901, PLR0915 - one flat loop, for the reason given be
     epochs, batch_size, clip_norm = trainer.epochs, trainer.batch_size, trainer.gradient_clip_norm
     smoothing, patience = trainer.label_smoothing, trainer.early_stopping_patience
     model, optimizer, schedule = setup.model, setup.optimizer, setup.schedule
-    names = prepared.class_names
+    names, mixup = prepared.class_names, setup.augmentation.mixup
     stop_if_cancelled = partial(_stop_if_cancelled, cancelled, progress)
 
     for epoch in range(progress.epoch + 1, epochs + 1):
@@ -207,7 +211,10 @@ def _run_epochs(  # noqa: C901, PLR0915 - one flat loop, for the reason given be
             stop_if_cancelled()
             # Batch by batch: of a large table, all at once would take as much as the order itself.
             batch = setup.train.take(positions)
-            compute = partial(set_gradients, setup, smoothing, batch.starts, batch.labels)
+            shares = draw_shares(mixup, len(positions), rng, setup.device)
+            compute = partial(
+                set_gradients, setup, smoothing, batch.starts, batch.labels, shares=shares
+            )
             parts = yield from fit_into_memory(compute, progress, setup.device)
             if clip_norm > 0:
                 clip_grad_norm_(model.parameters(), clip_norm)
@@ -237,7 +244,7 @@ def _run_epochs(  # noqa: C901, PLR0915 - one flat loop, for the reason given be
 
         tally = yield from _evaluate(setup, setup.validation, progress, cancelled)
         validation_loss = _finite(tally.loss(), "validation", epoch, request)
-        validation = split_metrics(validation_loss, tally.matrix(), names, tally.scores())
+        validation = split_metrics(validation_loss, tally.matrix(), names, tally.rankings(names))
         schedule.after_epoch(validation_loss)
 
         score = _score(validation, trainer.early_stopping_metric)
@@ -277,21 +284,44 @@ def _finish(
 ) -> Events:
     """Test the best weights and write the bundle."""
     setup.model.load_state_dict(progress.best_weights)
+    names = prepared.class_names
     tally = yield from _evaluate(setup, setup.test, progress, cancelled)
-    scores = tally.scores()
+    rankings = tally.rankings(names)
     test_loss = _finite(tally.loss(), "test", progress.best_epoch, request)
+    adjusted = yield from _adjust(request, prepared, setup, progress, rankings, cancelled)
     succeeded = training_pb2.JobSucceeded(
         best_epoch=progress.best_epoch,
         epochs_run=progress.epoch,
         stopped_early=progress.epoch < request.trainer.epochs,
         validation=progress.best_validation,
-        test=split_metrics(test_loss, tally.matrix(), prepared.class_names, scores),
-        test_intervals=_intervals(request, prepared, scores),
+        test=split_metrics(test_loss, tally.matrix(), names, rankings),
+        adjusted=adjusted,
     )
+    if rankings:
+        likeliest = rankings.scores.likeliest
+        succeeded.test_intervals.extend(_intervals(request, prepared, rankings, likeliest))
     weights = progress.best_weights
-    onnx = yield from _export(request, prepared, weights, _windows_at_once(progress.micro_batch))
+    at_once = _windows_at_once(progress.micro_batch)
+    onnx = yield from _export(request, prepared, weights, at_once, adjusted)
     bundle.write(folder / bundle.FOLDER, request, prepared, weights, succeeded, onnx)
     yield training_pb2.TrainingEvent(succeeded=succeeded)
+
+
+def _adjust(
+    request: training_pb2.TrainingRequest,
+    prepared: Prepared,
+    setup: Setup,
+    progress: checkpoint.Progress,
+    test: Rankings | None,
+    cancelled: Callable[[], bool],
+) -> Generator[training_pb2.TrainingEvent, None, training_pb2.AdjustedPrediction | None]:
+    """What `prediction` makes of the best weights' answers; None if it asks for nothing."""
+    # Where there are too many classes for rankings, `set_up` has refused what is wanted.
+    if test is None or not is_wanted(request.prediction):
+        return None
+    names, find_intervals = prepared.class_names, partial(_intervals, request, prepared)
+    tally = yield from _evaluate(setup, setup.validation, progress, cancelled)
+    return adjust(request.prediction, tally.scores(), test.scores, names, find_intervals)
 
 
 def _export(
@@ -299,10 +329,11 @@ def _export(
     prepared: Prepared,
     weights: checkpoint.Weights,
     at_once: int,
+    adjusted: training_pb2.AdjustedPrediction | None,
 ) -> Generator[training_pb2.TrainingEvent, None, bytes | None]:
     """The ONNX file; None, and a warning, where there is none for this network."""
     try:
-        return onnx_model.export(request, prepared, weights, at_once)
+        return onnx_model.export(request, prepared, weights, at_once, adjusted)
     except onnx_model.NotExported as error:
         message = (
             f"the model has no {bundle.ONNX}: {error}; the other files are whole, and "
@@ -315,12 +346,15 @@ def _export(
 
 
 def _intervals(
-    request: training_pb2.TrainingRequest, prepared: Prepared, scores: Scores | None
+    request: training_pb2.TrainingRequest,
+    prepared: Prepared,
+    rankings: Rankings,
+    predicted: npt.NDArray[np.int64],
 ) -> list[training_pb2.MetricInterval]:
-    if scores is None or not request.data.HasField("chronological"):
+    if not request.data.HasField("chronological"):
         return []
-    block = prepared.sequence_length + label_horizon(request)
-    return bootstrap_intervals(scores, prepared.class_names, block, request.trainer.seed)
+    block = prepared.sequence_length + find_target(request).horizon
+    return bootstrap_intervals(rankings, predicted, block, request.trainer.seed)
 
 
 def _evaluate(

@@ -9,16 +9,18 @@ import numpy.typing as npt
 
 from trainwire.v1 import training_pb2
 from trainwire_server.training.metrics import summarise
-from trainwire_server.training.ranking import Rankings, Scores
+from trainwire_server.training.ranking import Floats, Rankings
 
 LEVEL = 0.9
 _MOST, _FEWEST = 1_000, 200
 # Windows times classes times resamples: about a second.
 _BUDGET = 20_000_000
+# Windows times resamples: small arrays, so that they stay in a cache, but few loops.
+_AT_ONCE = 20_000
 
 
 def bootstrap_intervals(
-    scores: Scores, class_names: list[str], block: int, seed: int
+    rankings: Rankings, predicted: npt.NDArray[np.int64], block: int, seed: int
 ) -> list[training_pb2.MetricInterval]:
     """Percentile intervals by a moving-block bootstrap (Kuensch 1989).
 
@@ -27,40 +29,51 @@ def bootstrap_intervals(
     the fewer the more windows there are.
 
     Args:
-        scores: of the windows of a split in time order, one series after the other.
-        class_names: name of each class.
+        rankings: of the windows of a split in time order, one series after the other.
+        predicted: int64 [n], the class predicted for each.
         block: windows that a row is part of, with the rows their labels look ahead to.
         seed: of the resamples.
 
     Returns:
         One for each metric that exists; none for fewer than two blocks of windows.
     """
-    count = len(scores.labels)
+    count, classes = rankings.scores.log_probabilities.shape
     block = max(block, round(count ** (1 / 3)))
     if count < 2 * block:
         return []
-    rankings, classes = Rankings(scores, class_names), len(class_names)
-    cells = scores.labels * classes + scores.log_probabilities.argmax(axis=1)
+    cells = rankings.scores.labels * classes + predicted
     resamples = int(np.clip(_BUDGET // (count * classes), _FEWEST, _MOST))
-    found: dict[str, list[float]] = defaultdict(list)
+    found: dict[str, list[Floats]] = defaultdict(list)
     rng = np.random.default_rng(seed)
-    for _ in range(resamples):
-        weights = _draw_blocks(count, block, rng)
-        # Exact: the sums are far below 2^53.
-        matrix = np.bincount(cells, weights, classes**2).astype(np.int64).reshape(classes, classes)
-        areas = rankings.areas(weights)
-        for name, value in (summarise(matrix) | areas).items():
-            found[name].append(float(value))
-    return [_interval(name, np.array(values)) for name, values in sorted(found.items())]
+    at_once = max(1, _AT_ONCE // count)
+    for first in range(0, resamples, at_once):
+        weights = _draw_blocks(min(at_once, resamples - first), count, block, rng)
+        matrices = _count_cells(weights, cells, classes**2).reshape(-1, classes, classes)
+        for name, values in (summarise(matrices) | rankings.areas(weights).summary).items():
+            found[name].append(values[~np.isnan(values)])
+    collected = {name: np.concatenate(parts) for name, parts in sorted(found.items())}
+    return [_interval(name, values) for name, values in collected.items() if len(values)]
 
 
-def _draw_blocks(count: int, block: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """How often each of `count` windows is drawn, `count` of them in all."""
-    starts = rng.integers(0, count - block + 1, size=-(-count // block))
-    drawn = (starts[:, None] + np.arange(block)).ravel()[:count]
-    return np.bincount(drawn, minlength=count)
+def _draw_blocks(
+    resamples: int, count: int, block: int, rng: np.random.Generator
+) -> npt.NDArray[np.int64]:
+    """How often each of `count` windows is drawn, `count` of them in all: [resamples, count]."""
+    starts = rng.integers(0, count - block + 1, size=(resamples, -(-count // block)))
+    drawn = (starts[..., None] + np.arange(block)).reshape(resamples, -1)[:, :count]
+    return _count_cells(np.ones_like(drawn), drawn, count)
 
 
-def _interval(name: str, values: npt.NDArray[np.float64]) -> training_pb2.MetricInterval:
+def _count_cells(
+    weights: npt.NDArray[np.int64], cells: npt.NDArray[np.int64], number: int
+) -> npt.NDArray[np.int64]:
+    """Sum of the weights [resamples, n] of each of `number` cells: [resamples, number]."""
+    own = cells + number * np.arange(len(weights))[:, None]
+    # Exact: the sums are far below 2^53.
+    sums = np.bincount(own.ravel(), weights.ravel(), number * len(weights))
+    return sums.astype(np.int64).reshape(len(weights), number)
+
+
+def _interval(name: str, values: Floats) -> training_pb2.MetricInterval:
     lower, upper = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return training_pb2.MetricInterval(metric=name, lower=lower, upper=upper, level=LEVEL)

@@ -11,7 +11,12 @@ from torch.nn.functional import cross_entropy, log_softmax
 
 
 def focal_loss(
-    logits: Tensor, labels: Tensor, weights: Tensor, gamma: float, smoothing: float
+    logits: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    gamma: float,
+    smoothing: float,
+    shares: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Numerator and denominator of the focal loss with class weights and label smoothing.
 
@@ -26,6 +31,7 @@ def focal_loss(
         weights: [K], of the type of `logits`.
         gamma: focusing exponent, at least 0.
         smoothing: share of each label spread evenly over all classes.
+        shares: [batch], how much each sample counts, in both sums; 1 if None.
 
     Returns:
         Two scalars; their quotient over the whole batch is the loss.
@@ -38,7 +44,40 @@ def focal_loss(
     # p is the plain softmax: exp(-weighted CE) would not be a probability. Below gamma 1 the slope
     # of x^gamma is infinite at 0, which a sample that is predicted perfectly would reach.
     doubt = (-torch.expm1(own)).clamp_min(torch.finfo(logits.dtype).eps)
-    return (doubt**gamma * entropy).sum(), own_weight.sum()
+    focused = doubt**gamma * entropy
+    if shares is None:
+        return focused.sum(), own_weight.sum()
+    return (shares * focused).sum(), (shares * own_weight).sum()
+
+
+def mixed_focal_loss(
+    logits: Tensor,
+    labels: Tensor,
+    others: Tensor,
+    shares: Tensor,
+    weights: Tensor,
+    gamma: float,
+    smoothing: float,
+) -> tuple[Tensor, Tensor]:
+    """Numerator and denominator of the focal loss of mixtures of two samples.
+
+    Each mixture counts as both of its samples, by their shares (mixup, Zhang et al. 2018: the loss
+    is share x loss(label) + (1 - share) x loss(other)). With l_i the share and f_i(y) the summand
+    (1 - p_i,y)^gamma CE_i(y) of `focal_loss`, the loss is
+    ``sum_i (l_i f_i(a_i) + (1 - l_i) f_i(b_i)) / sum_i (l_i w_a_i + (1 - l_i) w_b_i)``.
+
+    Args:
+        logits: [batch, K], real.
+        labels, others: int64 [batch], a and b.
+        shares: [batch], of `labels`, in [0, 1].
+        weights, gamma, smoothing: as in `focal_loss`.
+
+    Returns:
+        Two scalars; their quotient over the whole batch is the loss.
+    """
+    one, own_weight = focal_loss(logits, labels, weights, gamma, smoothing, shares)
+    other, other_weight = focal_loss(logits, others, weights, gamma, smoothing, 1 - shares)
+    return one + other, own_weight + other_weight
 
 
 def plain_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

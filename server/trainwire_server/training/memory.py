@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from trainwire.v1 import training_pb2
 from trainwire_server.data.prepare import Prepared
 from trainwire_server.data.table import StoredTable
-from trainwire_server.training import bundle
+from trainwire_server.training import bundle, smote
 from trainwire_server.training.extraction import Extraction
 from trainwire_server.training.setup import EVALUATION_FACTOR, Setup
 
@@ -22,6 +23,8 @@ and the moments, and of the best weights where newer ones have come; all four as
 safetensors makes twice."""
 _ROW_BYTES = 8 * 16
 """Per row while data is prepared: order, series, splits, labels, and copies of one column."""
+_SMOTE_BYTES = 2**27
+"""What imbalanced-learn loads, with scikit-learn and scipy."""
 _BACKWARD_FACTOR = 1.5
 """Gradients of activations come while the activations go."""
 
@@ -31,8 +34,9 @@ def estimate_bytes(
 ) -> int:
     """Peak memory of the run beyond that of an idle process, in bytes; right within a factor of 2.
 
-    The larger of two moments. Preparing: the stored columns that are read (memory-mapped), the
-    float32 matrix and some columns more. Training: the matrix, positions of samples, parameters,
+    The largest of three moments. Preparing: the stored columns that are read (memory-mapped), the
+    float32 matrix and some columns more. SMOTE: its copies of windows, and the matrix again with
+    synthetic windows behind. Training: the matrix (and that one), positions of samples, parameters,
     gradients, optimizer state, best weights, a checkpoint that is written while the next epoch
     trains, features that a fixed part of the network gives, and the activations of a batch.
     Activations are measured: a forward pass of one window and one of two tell what one window more
@@ -52,7 +56,26 @@ def estimate_bytes(
     parameters = _PARAMETER_BYTES * bundle.count_parameters(setup.model)
     batch = _batch_bytes(setup, request.trainer.batch_size)
     kept = setup.inputs.nbytes if isinstance(setup.inputs, Extraction) else 0
-    return _BASE_BYTES + matrix + max(preparing, positions + parameters + kept + batch)
+    synthesizing, extended = _synthesis_bytes(request, prepared, setup)
+    training = extended + positions + parameters + kept + batch
+    return _BASE_BYTES + matrix + max(preparing, synthesizing, training)
+
+
+def _synthesis_bytes(
+    request: training_pb2.TrainingRequest, prepared: Prepared, setup: Setup
+) -> tuple[int, int]:
+    """What SMOTE takes while it works, and what stays of it: a second matrix and libraries."""
+    balancing, balance = request.balancing, setup.balance
+    is_smote = balancing.oversample_method == training_pb2.OVERSAMPLE_METHOD_SMOTE
+    if not (balancing.use_oversampling and is_smote):
+        return 0, 0
+    # A class that was cut down is among the largest, and does not grow.
+    made = np.maximum(balance.balanced_counts - balance.counts, 0)
+    values = prepared.sequence_length * len(prepared.feature_columns)
+    rows = 4 * values * int(made.sum())
+    extended = prepared.features.nbytes + rows
+    working = max(smote.peak_bytes(balance.counts, made, values), rows + extended)
+    return _SMOTE_BYTES + working, _SMOTE_BYTES + extended
 
 
 def _batch_bytes(setup: Setup, batch_size: int) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,12 +10,10 @@ import torch
 from torch import Tensor
 
 from trainwire.v1 import training_pb2
-from trainwire_server.training.ranking import Rankings, Scores
+from trainwire_server.training.ranking import Floats, Rankings, Scores
 
 MATRIX_CLASSES = 50
 """Up to this many classes the confusion matrix and areas under ROC curves are reported."""
-
-Floats = npt.NDArray[np.float64]
 
 
 class Tally:
@@ -61,19 +57,21 @@ class Tally:
         cells: npt.NDArray[np.int64] = self._cells.cpu().numpy()
         return cells.reshape(self._classes, self._classes)
 
-    def scores(self) -> Scores | None:
-        """What was said about each window, in the order added; None if it was not kept."""
-        if not self._kept:
-            return None
+    def scores(self) -> Scores:
+        """What was said about each window, in the order added; it was kept."""
         said, labels = (torch.cat(parts).cpu().numpy() for parts in zip(*self._kept, strict=True))
         return Scores(said, labels)
+
+    def rankings(self, class_names: list[str]) -> Rankings | None:
+        """Rankings of what was said; None if that was not kept."""
+        return Rankings(self.scores(), class_names) if self._kept else None
 
 
 def split_metrics(
     loss: float,
     matrix: npt.NDArray[np.int64],
     class_names: list[str],
-    scores: Scores | None = None,
+    rankings: Rankings | None = None,
 ) -> training_pb2.SplitMetrics:
     """Metrics of a split, defined as in scikit-learn.
 
@@ -85,7 +83,7 @@ def split_metrics(
         loss: mean loss over the split.
         matrix: int64 [classes, classes], row = true class, column = predicted class.
         class_names: name of each class.
-        scores: areas under ROC curves follow from them, if there are any.
+        rankings: areas under ROC curves follow from them, if there are any.
     """
     hits, support, predicted = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
     columns = (
@@ -104,9 +102,17 @@ def split_metrics(
         ],
         confusion_matrix=matrix.ravel().tolist() if len(class_names) <= MATRIX_CLASSES else [],
     )
-    if scores:
-        _add_areas(found, scores, class_names)
+    if rankings:
+        _add_areas(found, rankings)
     return found
+
+
+def count_cells(
+    labels: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], classes: int
+) -> npt.NDArray[np.int64]:
+    """Confusion matrix int64 [classes, classes] of windows, int64 [n] each."""
+    cells = np.bincount(labels * classes + predicted, minlength=classes**2)
+    return cells.reshape(classes, classes)
 
 
 def summarise(matrices: npt.NDArray[np.int64]) -> dict[str, Floats]:
@@ -122,7 +128,7 @@ def summarise(matrices: npt.NDArray[np.int64]) -> dict[str, Floats]:
     """
     hits = matrices.diagonal(axis1=-2, axis2=-1)
     support, predicted = matrices.sum(axis=-1), matrices.sum(axis=-2)
-    recall, f1 = _quotient(hits, support), _quotient(2 * hits, support + predicted)
+    recall = _quotient(hits, support)
     count = matrices.sum(axis=(-2, -1)).astype(np.float64)
     correct = hits.sum(axis=-1)
     true, said = support.astype(np.float64), predicted.astype(np.float64)
@@ -131,20 +137,33 @@ def summarise(matrices: npt.NDArray[np.int64]) -> dict[str, Floats]:
     return {
         "accuracy": correct / count,
         "balanced_accuracy": recall.sum(axis=-1) / (support > 0).sum(axis=-1),
-        "macro_f1": f1.sum(axis=-1) / (support + predicted > 0).sum(axis=-1),
+        "macro_f1": macro_f1(hits, support, predicted),
         "matthews_correlation": _quotient(covariance, np.sqrt(spread)),
     }
 
 
-def _add_areas(
-    found: training_pb2.SplitMetrics, scores: Scores, class_names: Sequence[str]
-) -> None:
-    rankings, once = Rankings(scores, class_names), np.ones(len(scores.labels), dtype=np.int64)
-    for name, area in rankings.areas(once).items():
-        setattr(found, name, area)
-    for metrics, area in zip(found.classes, rankings.class_areas(once), strict=True):
-        if not math.isnan(area):
-            metrics.roc_auc = area
+def macro_f1(
+    hits: npt.NDArray[np.int64], support: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64]
+) -> Floats:
+    """Mean F1 of the classes that occur or are predicted.
+
+    Args:
+        hits, support, predicted: windows of each class recognised, there and predicted, int64
+            [..., classes].
+    """
+    f1 = _quotient(2 * hits, support + predicted)
+    mean: Floats = f1.sum(axis=-1) / (support + predicted > 0).sum(axis=-1)
+    return mean
+
+
+def _add_areas(found: training_pb2.SplitMetrics, rankings: Rankings) -> None:
+    areas = rankings.areas(np.ones(len(rankings.scores.labels), dtype=np.int64))
+    for name, area in areas.summary.items():
+        if not np.isnan(area):
+            setattr(found, name, float(area))
+    for metrics, area in zip(found.classes, areas.classes, strict=True):
+        if not np.isnan(area):
+            metrics.roc_auc = float(area)
 
 
 def _class_metrics(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from google.protobuf.message import Message
 
 from trainwire import contract
 from trainwire.v1 import training_pb2
 from trainwire_server.data.prepare import Prepared, Split
+from trainwire_server.data.targets import find_target
 
 _TEMPLATE = """\
 # {architecture}: {classes}
@@ -25,7 +27,7 @@ probability for each of {class_count} classes.
 | split | rows | {samples} |
 | --- | --- | --- |
 {splits}
-
+{thresholds}
 ## Metrics
 
 | split | loss | accuracy | balanced accuracy | macro F1 | MCC | ROC AUC |
@@ -37,7 +39,7 @@ Test split, by class:
 | class | precision | recall | F1 | ROC AUC | {samples} | share of predictions |
 | --- | --- | --- | --- | --- | --- | --- |
 {class_rows}
-
+{adjusted}
 ## What these figures do and do not show
 
 - The loss is plain cross-entropy, neither weighted nor smoothed.
@@ -45,7 +47,7 @@ Test split, by class:
   read once, afterwards.
 - They are one run with one seed on one split: another seed or split gives other figures.{overlap}
 - The loss of training was reshaped by class balancing and focal weighting where the settings below
-  say so; the probabilities are then not calibrated.
+  say so; the probabilities are then not calibrated{calibrated}.
 - {split_note}
 
 ## Use
@@ -82,7 +84,7 @@ import onnxruntime
 model = onnxruntime.InferenceSession("PATH/OF/THIS/FOLDER/model.onnx")
 names = json.loads(model.get_modelmeta().custom_metadata_map["class_names"])
 (probabilities,) = model.run(None, {{"windows": {samples}}})  # raw values, float64 {shape}
-predicted = [names[i] for i in probabilities.argmax(axis=1)]
+{decision}
 ```
 
 For the rows of a Parquet, CSV or Arrow file, with `pip install 'trainwire[cli,predict]'`:
@@ -101,6 +103,33 @@ Test split, {level:.0%} intervals by block bootstrap over its windows in time or
 | --- | --- |
 {rows}
 """
+_THRESHOLDS = """
+A return below {lower:.6g} {unit} is SELL, above {upper:.6g} BUY: {when}.
+"""
+_ADJUSTED = """
+### As the model predicts
+
+The figures above are of the network as it is; these are of the model, with what validation
+picked. Of few validation {samples} of a class that is chance to a good part: see what is left on
+test.
+
+| split | loss | accuracy | balanced accuracy | macro F1 | MCC | ROC AUC |
+| --- | --- | --- | --- | --- | --- | --- |
+{metrics}
+{intervals}{calibration}
+| class | {threshold}precision | recall | F1 | share of predictions |
+| --- | {rule}--- | --- | --- | --- |
+{class_rows}
+"""
+_CALIBRATION = """
+Outputs are divided by the temperature {temperature:.4f} before the softmax (Guo et al. 2017). The
+expected calibration error on the test split, over 15 bins of equal width, is {after:.4f}; it was
+{before:.4f} without.
+"""
+_DECISION = "predicted = [names[i] for i in probabilities.argmax(axis=1)]"
+_DECISION_BY_THRESHOLDS = """\
+thresholds = json.loads(model.get_modelmeta().custom_metadata_map["decision_thresholds"])
+predicted = [names[i] for i in (probabilities.astype(float) / thresholds).argmax(axis=1)]"""
 _METRICS = (
     "loss",
     "accuracy",
@@ -143,14 +172,17 @@ def render(
         class_count=len(prepared.class_names),
         split_note=_SPLIT_NOTES[request.data.WhichOneof("split") or "chronological"],
         **described,
-        onnx_use=(_ONNX_USE if has_onnx else _NO_ONNX_USE).format(**described),
+        adjusted=_describe_adjusted(result, described["samples"]),
+        calibrated=" by themselves" if result.adjusted.HasField("temperature") else "",
+        onnx_use=_describe_onnx(result, described) if has_onnx else _NO_ONNX_USE,
         dataset=request.dataset,
         digest=contract.request_digest(request),
         best_epoch=result.best_epoch,
         epochs_run=result.epochs_run,
         splits=_split_rows(prepared),
-        metrics=_metric_rows(result),
-        intervals=_intervals(result),
+        thresholds=_describe_thresholds(request, prepared),
+        metrics=_metric_rows(result.validation, result.test),
+        intervals=_intervals(result.test_intervals),
         class_rows="\n".join(_class_row(metrics) for metrics in result.test.classes),
         settings=json.dumps(json.loads(contract.canonical_json(request)), indent=2),
     )
@@ -167,14 +199,32 @@ def _describe_input(request: training_pb2.TrainingRequest, prepared: Prepared) -
             "feature_axis": "middle",
             "shape": f"[n, {features}, {steps}]",
         }
+    history = prepared.history
+    before = f" and the {history} rows before them, which scale them," if history else ""
     return {
         "samples": "windows",
-        "input": f"the last {steps} rows of {features} features",
+        "input": f"the last {steps} rows of {features} features{before}",
         "overlap": " Windows\n  overlap, so there is less independent evidence than the number of "
         "windows suggests.",
         "feature_axis": "last",
-        "shape": f"[n, {steps}, {features}]",
+        "shape": f"[n, {history + steps}, {features}]",
     }
+
+
+def _describe_thresholds(request: training_pb2.TrainingRequest, prepared: Prepared) -> str:
+    """What made classes of returns; nothing where a column held the label."""
+    target, limits = find_target(request), prepared.thresholds
+    if limits is None:
+        return ""
+    window = limits.volatility_window
+    return _THRESHOLDS.format(
+        lower=limits.lower,
+        upper=limits.upper,
+        unit=f"volatilities of {window} rows" if window else "of the price",
+        when=f"the first within {target.horizon} rows"
+        if target.member == "triple_barrier"
+        else f"that over {target.horizon} rows",
+    )
 
 
 def _row(*cells: str) -> str:
@@ -197,8 +247,46 @@ def _split_rows(prepared: Prepared) -> str:
     )
 
 
-def _metric_rows(result: training_pb2.JobSucceeded) -> str:
-    parts = {"validation": result.validation, "test": result.test}
+def _describe_onnx(result: training_pb2.JobSucceeded, described: dict[str, str]) -> str:
+    has_thresholds = len(result.adjusted.decision_thresholds) > 0
+    decision = _DECISION_BY_THRESHOLDS if has_thresholds else _DECISION
+    return _ONNX_USE.format(decision=decision, **described)
+
+
+def _describe_adjusted(result: training_pb2.JobSucceeded, samples: str) -> str:
+    """Metrics of the model where it does not just predict what the network finds likeliest."""
+    if not result.HasField("adjusted"):
+        return ""
+    found = result.adjusted
+    thresholds = [f"{value:.4f}" for value in found.decision_thresholds]
+    shown = zip(found.test.classes, thresholds or [""] * len(found.test.classes), strict=True)
+    return _ADJUSTED.format(
+        samples=samples,
+        metrics=_metric_rows(found.validation, found.test),
+        intervals=_intervals(found.test_intervals),
+        calibration=_describe_calibration(found),
+        threshold="threshold | " if thresholds else "",
+        rule="--- | " if thresholds else "",
+        class_rows="\n".join(_adjusted_row(metrics, threshold) for metrics, threshold in shown),
+    )
+
+
+def _describe_calibration(found: training_pb2.AdjustedPrediction) -> str:
+    if not found.HasField("temperature"):
+        return ""
+    error = found.calibration_error
+    return _CALIBRATION.format(
+        temperature=found.temperature, before=error.before, after=error.after
+    )
+
+
+def _adjusted_row(metrics: training_pb2.ClassMetrics, threshold: str) -> str:
+    scores = (_score(metrics, name) for name in ("precision", "recall", "f1", "predicted_share"))
+    return _row(_cell(metrics.name), *([threshold] if threshold else []), *scores)
+
+
+def _metric_rows(validation: training_pb2.SplitMetrics, test: training_pb2.SplitMetrics) -> str:
+    parts = {"validation": validation, "test": test}
     return "\n".join(
         _row(name, *(_score(m, metric) for metric in _METRICS)) for name, m in parts.items()
     )
@@ -211,13 +299,11 @@ def _score(metrics: Message, name: str) -> str:
     return "" if missing else f"{getattr(metrics, name):.4f}"
 
 
-def _intervals(result: training_pb2.JobSucceeded) -> str:
-    if not result.test_intervals:
+def _intervals(intervals: Sequence[training_pb2.MetricInterval]) -> str:
+    if not intervals:
         return ""
-    rows = [
-        _row(each.metric, f"{each.lower:.4f} to {each.upper:.4f}") for each in result.test_intervals
-    ]
-    return _INTERVALS.format(level=result.test_intervals[0].level, rows="\n".join(rows))
+    rows = [_row(each.metric, f"{each.lower:.4f} to {each.upper:.4f}") for each in intervals]
+    return _INTERVALS.format(level=intervals[0].level, rows="\n".join(rows))
 
 
 def _class_row(metrics: training_pb2.ClassMetrics) -> str:

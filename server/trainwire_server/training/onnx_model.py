@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from trainwire import rolling
 from trainwire.architectures.build import build
 from trainwire.v1 import training_pb2
 from trainwire_server.data.prepare import Prepared
@@ -35,24 +36,46 @@ class NotExported(Exception):
     """There is no ONNX file that computes what the network computes; the message says why."""
 
 
+class Tempered(nn.Module):
+    """A network whose logits are divided by a temperature."""
+
+    def __init__(self, network: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.network = network
+        self.temperature = temperature
+
+    def forward(self, windows: Tensor) -> Tensor:
+        """Logits [n, classes]."""
+        logits: Tensor = self.network(windows)
+        return logits / self.temperature
+
+
 class Classifier(nn.Module):
     """A network with all around it that turns raw windows into probabilities.
 
     Takes float64 [n, time, features], or [n, features, time] of labelled series (`channels_first`),
-    and returns float32 [n, classes]; NaN for a window with values that are NaN, infinite or too
-    large for float32. Scaling is in float64, as of the training data: a large offset costs no
-    digits.
+    or [n, history + time, features] where rows are scaled by those before them, and returns float32
+    [n, classes]; NaN for a window with values that are NaN, infinite or too large for float32.
+    Scaling is in float64, as of the training data: a large offset costs no digits.
 
     Args:
         network: from scaled float32 [n, features, time] to logits [n, classes].
         mean, scale: float64 [features].
+        history: rows before each row that it is scaled by; 0 where `mean` and `scale` do that.
     """
 
     def __init__(
-        self, network: nn.Module, mean: Tensor, scale: Tensor, *, channels_first: bool
+        self,
+        network: nn.Module,
+        mean: Tensor,
+        scale: Tensor,
+        *,
+        channels_first: bool,
+        history: int = 0,
     ) -> None:
         super().__init__()
         self.network = network
+        self.history = history
         self.channels_first = channels_first
         self.register_buffer("mean", mean)
         self.register_buffer("scale", scale)
@@ -63,26 +86,39 @@ class Classifier(nn.Module):
     def forward(self, windows: Tensor) -> Tensor:
         """Probabilities of raw windows."""
         steps = windows.transpose(1, 2) if self.channels_first else windows
-        scaled = ((steps - self.mean) / self.scale).float()
+        scaled = self._scaled(steps).float()
         probabilities = self.network(scaled.transpose(1, 2)).softmax(dim=1)
         # Said, not left to the network, which may hide it: onnxruntime's LSTM gives a number.
         is_usable = scaled.isfinite().flatten(1).all(dim=1, keepdim=True)
         return torch.where(is_usable, probabilities, torch.nan)
 
+    def _scaled(self, steps: Tensor) -> Tensor:
+        if not self.history:
+            return (steps - self.mean) / self.scale
+        rolled: Tensor = rolling.scale(steps.transpose(0, 1), self.history + 1)
+        return rolled.transpose(0, 1)
+
 
 def export(
-    request: training_pb2.TrainingRequest, prepared: Prepared, weights: Weights, at_once: int
+    request: training_pb2.TrainingRequest,
+    prepared: Prepared,
+    weights: Weights,
+    at_once: int,
+    adjusted: training_pb2.AdjustedPrediction | None = None,
 ) -> bytes:
     """The ONNX file, compared with torch on windows of the validation and test splits.
 
     Equal weights give equal bytes. Metadata, JSON each: `class_names`, in the order of the
-    probabilities; `feature_columns`, in that of the features; `sequence_length`.
+    probabilities; `feature_columns`, in that of the features; `sequence_length`; `history`, rows
+    before these that a window begins with, to scale them by.
 
     Args:
         request: effective parameters (`contract.resolve`).
         prepared: what the network was trained on.
         weights: of the network.
         at_once: most windows that memory is enough for.
+        adjusted: its temperature is in the probabilities, its thresholds are in the metadata, as
+            `decision_thresholds`.
 
     Raises:
         NotExported: the network could not be exported, or the file gives probabilities that differ
@@ -91,7 +127,10 @@ def export(
     is_series = request.data.WhichOneof("layout") == "samples"
     try:
         network = _network(request, prepared, weights)
-        found = _with_metadata(_exported(network, prepared, channels_first=is_series), prepared)
+        if adjusted and adjusted.HasField("temperature"):
+            network = Tempered(network, adjusted.temperature)
+        exported = _exported(network, prepared, channels_first=is_series)
+        found = _with_metadata(exported, prepared, adjusted)
         difference = _difference(found, network, prepared, at_once, channels_first=is_series)
     except Exception as error:  # of four libraries: none is worth losing a trained model for
         reason = "memory ran out" if is_memory_error(error) else type(error).__name__
@@ -117,7 +156,11 @@ def _network(
 def _exported(network: nn.Module, prepared: Prepared, *, channels_first: bool) -> bytes:
     """By tracing, which takes 0.2 s; the exporter that torch prefers takes 3 s and more."""
     mean, scale = torch.from_numpy(prepared.mean), torch.from_numpy(prepared.scale)
-    classifier = Classifier(network, mean, scale, channels_first=channels_first).eval()
+    classifier = Classifier(
+        network, mean, scale, channels_first=channels_first, history=prepared.history
+    ).eval()
+    steps, features = prepared.history + prepared.sequence_length, len(prepared.feature_columns)
+    shape = (2, features, steps) if channels_first else (2, steps, features)
     file = io.BytesIO()
     with warnings.catch_warnings():
         # That this exporter is an old one, and that what it traced might not hold for other
@@ -125,7 +168,7 @@ def _exported(network: nn.Module, prepared: Prepared, *, channels_first: bool) -
         warnings.simplefilter("ignore")
         torch.onnx.export(
             classifier,
-            (torch.from_numpy(_raw(prepared, np.arange(2), channels_first=channels_first)),),
+            (torch.zeros(shape, dtype=torch.float64),),
             file,  # type: ignore[arg-type]  # what traces takes a file object too
             dynamo=False,
             opset_version=_OPSET,
@@ -136,15 +179,20 @@ def _exported(network: nn.Module, prepared: Prepared, *, channels_first: bool) -
     return file.getvalue()
 
 
-def _with_metadata(file: bytes, prepared: Prepared) -> bytes:
+def _with_metadata(
+    file: bytes, prepared: Prepared, adjusted: training_pb2.AdjustedPrediction | None
+) -> bytes:
     import onnx
 
     model = onnx.load_model_from_string(file)
-    facts = {
+    facts: dict[str, object] = {
         "class_names": prepared.class_names,
         "feature_columns": prepared.feature_columns,
         "sequence_length": prepared.sequence_length,
+        "history": prepared.history,
     }
+    if adjusted and adjusted.decision_thresholds:
+        facts["decision_thresholds"] = list(adjusted.decision_thresholds)
     texts = {name: json.dumps(fact, ensure_ascii=False) for name, fact in facts.items()}
     onnx.helper.set_model_props(model, texts)
     return bytes(model.SerializeToString(deterministic=True))
@@ -176,9 +224,12 @@ def _difference(
 def _batches(prepared: Prepared, at_once: int) -> list[npt.NDArray[np.int64]]:
     """First steps of windows that were not trained on, spread evenly; one by itself, then more."""
     held_out = np.concatenate([prepared.validation.starts, prepared.test.starts])
+    if prepared.raw_windows is not None:
+        held_out = prepared.raw_windows.starts
     count = min(_CHECKED_WINDOWS, len(held_out))
     chosen = held_out[np.linspace(0, len(held_out) - 1, count).astype(np.int64)]
-    size = max(1, min(at_once, _CHECKED_STEPS // prepared.sequence_length))
+    steps = prepared.history + prepared.sequence_length
+    size = max(1, min(at_once, _CHECKED_STEPS // steps))
     return np.split(chosen, np.arange(1, count, size))
 
 
@@ -202,5 +253,8 @@ def _raw(
     prepared: Prepared, starts: npt.NDArray[np.int64], *, channels_first: bool
 ) -> npt.NDArray[np.float64]:
     """The same windows before they were scaled, in the shape that `Classifier` takes."""
+    # Rows scaled by those before them do not lead back to either.
+    if prepared.raw_windows is not None:
+        return prepared.raw_windows.values[np.searchsorted(prepared.raw_windows.starts, starts)]
     windows = _windows(prepared, starts) * prepared.scale + prepared.mean
     return np.ascontiguousarray(windows.transpose(0, 2, 1) if channels_first else windows)

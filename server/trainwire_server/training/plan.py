@@ -8,6 +8,7 @@ import torch
 
 from trainwire import contract
 from trainwire.v1 import training_pb2
+from trainwire_server.data.labels import Thresholds
 from trainwire_server.data.prepare import Prepared, Split, prepare
 from trainwire_server.training import bundle, memory
 from trainwire_server.training.devices import memory_errors_explained
@@ -38,7 +39,7 @@ def plan(
             started=describe_start(effective, prepared, setup),
             memory_estimate_bytes=memory.estimate_bytes(effective, prepared, setup, table),
         )
-    return planned, prepared.warnings
+    return planned, [*prepared.warnings, *setup.balance.warnings]
 
 
 def describe_start(
@@ -69,6 +70,20 @@ def describe_start(
         parameter_count=bundle.count_parameters(setup.model),
         request=request,
         torch_version=str(torch.__version__),
+        return_thresholds=_thresholds(prepared.thresholds),
+        unscaled_windows=prepared.unscaled_windows,
+        dropped_rows=prepared.dropped_rows,
+        filled_values=prepared.filled_values,
+    )
+
+
+def _thresholds(thresholds: Thresholds | None) -> training_pb2.ReturnThresholds | None:
+    if thresholds is None:
+        return None
+    return training_pb2.ReturnThresholds(
+        lower=thresholds.lower,
+        upper=thresholds.upper,
+        volatility_window=thresholds.volatility_window,
     )
 
 

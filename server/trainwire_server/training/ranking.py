@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from trainwire_server.data.labels import RETURN_CLASSES
+
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,12 @@ class Scores:
 
     log_probabilities: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64]
+
+    @property
+    def likeliest(self) -> npt.NDArray[np.int64]:
+        """The most probable class of each window, int64 [n]."""
+        found: npt.NDArray[np.int64] = self.log_probabilities.argmax(axis=1)
+        return found
 
 
 class Ranking:
@@ -46,59 +53,76 @@ class Ranking:
         # Where other scores begin: in which order equal ones lie must not count.
         self._ties = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
 
-    def area(self, weights: npt.NDArray[np.int64]) -> float:
+    def area(self, weights: npt.NDArray[np.int64]) -> Floats:
         """Chance that a positive scores above a negative, ties counting half; NaN without either.
 
         Mann and Whitney 1947. Whole weights count as if each window were there so often.
 
         Args:
-            weights: int64 [n], in the order of the scores given.
+            weights: int64 [..., n], in the order of the scores given.
+
+        Returns:
+            float64 [...].
         """
-        ordered = weights[self._order]
-        positive = np.add.reduceat(ordered * self._positive, self._ties)
-        negative = np.add.reduceat(ordered * self._negative, self._ties)
-        pairs = float(positive.sum()) * float(negative.sum())
-        below = np.cumsum(negative) - negative
-        return float((positive * (below + negative / 2)).sum()) / pairs if pairs else float("nan")
+        ordered = weights[..., self._order]
+        positive = np.add.reduceat(ordered * self._positive, self._ties, axis=-1)
+        negative = np.add.reduceat(ordered * self._negative, self._ties, axis=-1)
+        pairs = positive.sum(axis=-1).astype(np.float64) * negative.sum(axis=-1)
+        below = np.cumsum(negative, axis=-1) - negative
+        won = (positive * (below + negative / 2)).sum(axis=-1)
+        area: Floats = np.divide(won, pairs, out=np.full(np.shape(pairs), np.nan), where=pairs > 0)
+        return area
+
+
+@dataclass(frozen=True)
+class Areas:
+    """Areas under the ROC curves of a split.
+
+    Attributes:
+        classes: float64 [...] for each class against all others; NaN where it does not occur, or
+            alone.
+        summary: float64 [...] by fields of `SplitMetrics`, NaN where nothing can be said: `roc_auc`
+            is the mean of the classes that an area exists for; direction and movement are there for
+            the classes SELL, HOLD and BUY alone.
+    """
+
+    classes: list[Floats]
+    summary: dict[str, Floats]
 
 
 class Rankings:
     """All rankings of a split.
 
     Args:
-        scores: of its windows.
+        scores: of its windows; also an attribute.
         class_names: name of each class.
     """
 
     def __init__(self, scores: Scores, class_names: Sequence[str]) -> None:
+        self.scores = scores
         self._classes = [
             Ranking(column, scores.labels == index, scores.labels != index)
             for index, column in enumerate(scores.log_probabilities.T)
         ]
         self._market = _rank_market(scores, class_names)
 
-    def class_areas(self, weights: npt.NDArray[np.int64]) -> list[float]:
-        """Each class against all others; NaN for one that does not occur, or alone.
+    def areas(self, weights: npt.NDArray[np.int64]) -> Areas:
+        """Areas for any weights of the windows.
 
         Args:
-            weights: int64 [n], how often each window counts.
+            weights: int64 [..., n], how often each window counts.
         """
-        return [ranking.area(weights) for ranking in self._classes]
-
-    def areas(self, weights: npt.NDArray[np.int64]) -> dict[str, float]:
-        """By fields of `SplitMetrics`; without those that nothing can be said about.
-
-        `roc_auc` is the mean of the classes that an area exists for; direction and movement exist
-        for the classes SELL, HOLD and BUY alone.
-
-        Args:
-            weights: int64 [n], how often each window counts.
-        """
-        classes = [area for area in self.class_areas(weights) if not math.isnan(area)]
+        classes = [ranking.area(weights) for ranking in self._classes]
         found = {name: ranking.area(weights) for name, ranking in self._market.items()}
-        if classes:
-            found["roc_auc"] = sum(classes) / len(classes)
-        return {name: area for name, area in found.items() if not math.isnan(area)}
+        return Areas(classes, found | {"roc_auc": _mean_of_known(np.stack(classes))})
+
+
+def _mean_of_known(areas: Floats) -> Floats:
+    """Mean over the first axis of what is not NaN."""
+    known = ~np.isnan(areas)
+    count = known.sum(axis=0)
+    mean = np.where(known, areas, 0).sum(axis=0) / np.maximum(count, 1)
+    return np.where(count > 0, mean, np.nan)
 
 
 def _rank_market(scores: Scores, class_names: Sequence[str]) -> dict[str, Ranking]:

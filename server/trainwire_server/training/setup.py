@@ -5,7 +5,7 @@ The request is read here and nowhere in the loop.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,9 @@ from trainwire.architectures.build import build
 from trainwire.architectures.fitted import FittedNetwork
 from trainwire.v1 import training_pb2
 from trainwire_server.data.prepare import Prepared, Split
+from trainwire_server.training import smote
+from trainwire_server.training.adjustment import refuse_many_classes
+from trainwire_server.training.augment import Augmentation, read_augmentation
 from trainwire_server.training.balancing import (
     class_weights,
     count_classes,
@@ -58,17 +61,35 @@ class Balance:
     """Which training samples an epoch sees and how its loss weighs them.
 
     Attributes:
-        positions: int64, positions in the training split, some of large classes left out and those
-            of small classes repeated.
+        positions: int64, positions in `Setup.train`, some of large classes left out and those of
+            small classes repeated, or synthetic ones among them.
         counts: int64 [classes], training samples of each class.
         balanced_counts: int64 [classes], the same as trained on.
         weights: float64 [classes].
+        warnings: what a user should know of it.
     """
 
     positions: npt.NDArray[np.int64]
     counts: npt.NDArray[np.int64]
     balanced_counts: npt.NDArray[np.int64]
     weights: npt.NDArray[np.float64]
+    warnings: list[training_pb2.JobWarning]
+
+
+@dataclass(frozen=True)
+class _Resampled:
+    """What an epoch may see and what it does see.
+
+    Attributes:
+        features: float32 [rows, features], scaled; rows of synthetic windows come last.
+        samples: those of the training split, then synthetic ones.
+        positions: int64, of those that an epoch sees.
+    """
+
+    features: npt.NDArray[np.float32]
+    samples: Split
+    positions: npt.NDArray[np.int64]
+    warnings: list[training_pb2.JobWarning] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -83,9 +104,10 @@ class Setup:
             themselves come into being batch by batch, by indexing it with their first rows.
         inputs: what the network takes, by first row too: the windows, or what a fixed first part
             of the network makes of them.
+        train: samples of the training split, then those made by SMOTE.
         weights: float32 [classes], of the loss.
         gamma: focusing exponent; 0 where focal loss is off.
-        noise: standard deviation; 0 where augmentation is off.
+        augmentation: what changes training windows.
     """
 
     device: torch.device
@@ -103,7 +125,7 @@ class Setup:
     balance: Balance
     weights: Tensor
     gamma: float
-    noise: float
+    augmentation: Augmentation
 
     def autocast(self) -> torch.autocast:
         """The precision of forward passes, as a context."""
@@ -120,8 +142,9 @@ def set_up(request: training_pb2.TrainingRequest, prepared: Prepared, threads: i
         threads: threads to compute with on the CPU.
 
     Raises:
-        JobFailure: DEVICE_UNAVAILABLE.
+        JobFailure: DEVICE_UNAVAILABLE, SMOTE_TOO_LARGE, or TOO_MANY_CLASSES for `prediction`.
     """
+    refuse_many_classes(request.prediction, len(prepared.class_names))
     trainer, balancing = request.trainer, request.balancing
     fix_arithmetic(trainer.deterministic)
     device = find_device(request.resources.device)
@@ -134,11 +157,13 @@ def set_up(request: training_pb2.TrainingRequest, prepared: Prepared, threads: i
     optimizer = torch.optim.AdamW(
         model.parameters(), trainer.learning_rate, weight_decay=trainer.weight_decay, fused=True
     )
-    balance = _balance(balancing, prepared.train.labels, classes, rng)
+    resampled = _resample(balancing, prepared, threads, rng)
+    balance = _balance(balancing, prepared.train.labels, resampled, classes)
+    augmentation = read_augmentation(trainer)
     steps = -(-len(balance.positions) // trainer.batch_size)
-    matrix = torch.from_numpy(prepared.features).to(device)
+    matrix = torch.from_numpy(resampled.features).to(device)
     windows = matrix.unfold(0, prepared.sequence_length, 1)
-    splits = [_samples(s, device) for s in (prepared.train, prepared.validation, prepared.test)]
+    splits = [_samples(s, device) for s in (resampled.samples, prepared.validation, prepared.test)]
     train, validation, test = splits
     return Setup(
         device=device,
@@ -149,14 +174,14 @@ def set_up(request: training_pb2.TrainingRequest, prepared: Prepared, threads: i
         optimizer=optimizer,
         schedule=Schedule(trainer, optimizer, steps),
         windows=windows,
-        inputs=_inputs(request, model, windows, splits),
+        inputs=_inputs(augmentation, model, windows, splits),
         train=train,
         validation=validation,
         test=test,
         balance=balance,
         weights=torch.from_numpy(balance.weights).to(device, torch.float32),
         gamma=balancing.focal_gamma if balancing.use_focal_loss else 0.0,
-        noise=trainer.gaussian_noise_std if trainer.use_augmentation else 0.0,
+        augmentation=augmentation,
     )
 
 
@@ -172,10 +197,10 @@ def _build(request: training_pb2.TrainingRequest, prepared: Prepared, threads: i
 
 
 def _inputs(
-    request: training_pb2.TrainingRequest, model: nn.Module, windows: Tensor, splits: list[Samples]
+    augmentation: Augmentation, model: nn.Module, windows: Tensor, splits: list[Samples]
 ) -> Tensor | Extraction:
     # Augmented windows are others in every epoch, and so are their features.
-    if request.trainer.use_augmentation or not isinstance(model, FittedNetwork):
+    if augmentation.is_active or not isinstance(model, FittedNetwork):
         return windows
     rows = torch.cat([split.starts for split in splits])
     return Extraction(model, windows, rows) if is_small_enough(model, len(rows)) else windows
@@ -186,20 +211,63 @@ def _samples(split: Split, device: torch.device) -> Samples:
     return Samples(starts.to(device), labels.to(device))
 
 
-def _balance(
+def _resample(
     balancing: training_pb2.BalancingParams,
-    labels: npt.NDArray[np.int64],
-    classes: int,
+    prepared: Prepared,
+    threads: int,
     rng: np.random.Generator,
-) -> Balance:
+) -> _Resampled:
+    labels = prepared.train.labels
     positions = np.arange(len(labels))
     if balancing.use_undersampling:
         positions = undersample(labels, balancing.undersample_ratio, rng)
     if balancing.use_oversampling:
+        if balancing.oversample_method == training_pb2.OVERSAMPLE_METHOD_SMOTE:
+            return _synthesize(balancing, prepared, positions, threads, rng)
         positions = positions[oversample(labels[positions], balancing.oversample_ratio, rng)]
+    return _Resampled(prepared.features, prepared.train, positions)
+
+
+def _synthesize(
+    balancing: training_pb2.BalancingParams,
+    prepared: Prepared,
+    kept: npt.NDArray[np.int64],
+    threads: int,
+    rng: np.random.Generator,
+) -> _Resampled:
+    train, length, ratio = prepared.train, prepared.sequence_length, balancing.oversample_ratio
+    neighbors, classes = balancing.smote_k_neighbors, len(prepared.class_names)
+    samples = replace(train, starts=train.starts[kept], labels=train.labels[kept])
+    made = smote.synthesize(
+        prepared.features, length, samples, classes, ratio, neighbors, threads, rng
+    )
+    added = np.arange(len(made.labels))
+    starts = np.concatenate([train.starts, len(prepared.features) + length * added])
+    counts = count_classes(samples.labels, classes)
+    missing = smote.missing_samples(counts, ratio)
+    return _Resampled(
+        features=np.concatenate([prepared.features, made.rows]),
+        samples=replace(train, starts=starts, labels=np.concatenate([train.labels, made.labels])),
+        positions=np.concatenate([kept, len(train.labels) + added]),
+        warnings=smote.warn_of_few_samples(counts, missing, neighbors, prepared.class_names),
+    )
+
+
+def _balance(
+    balancing: training_pb2.BalancingParams,
+    labels: npt.NDArray[np.int64],
+    resampled: _Resampled,
+    classes: int,
+) -> Balance:
     # Weights from the counts before resampling would make up for the same imbalance twice.
-    balanced_counts = count_classes(labels[positions], classes)
+    balanced_counts = count_classes(resampled.samples.labels[resampled.positions], classes)
     weights = np.ones(classes)
     if balancing.use_class_weights:
         weights = class_weights(balanced_counts, balancing.class_weight_method)
-    return Balance(positions, count_classes(labels, classes), balanced_counts, weights)
+    return Balance(
+        positions=resampled.positions,
+        counts=count_classes(labels, classes),
+        balanced_counts=balanced_counts,
+        weights=weights,
+        warnings=resampled.warnings,
+    )

@@ -1,0 +1,124 @@
+"""The settings of every training here, by name, as `--set` takes them.
+
+None was chosen by a test figure of this bench; the page says how they were chosen.
+"""
+
+from __future__ import annotations
+
+from bench.accuracy.jobs import Settings
+
+SERIES: Settings = {
+    "data.samples": "",
+    "data.column.name": "label",
+    "data.split_column.name": "split",
+    "resources.device": "CPU",
+}
+"""Labelled series with the archives' own split."""
+
+UNBALANCED: Settings = {
+    "balancing.use_focal_loss": "false",
+    "balancing.use_class_weights": "false",
+    "balancing.use_oversampling": "false",
+}
+WEIGHTED: Settings = UNBALANCED | {"balancing.use_class_weights": "true"}
+
+BALANCING: dict[str, Settings] = {
+    "none": UNBALANCED,
+    "class weights": WEIGHTED,
+    "focal loss": UNBALANCED | {"balancing.use_focal_loss": "true"},
+    "oversampling": UNBALANCED | {"balancing.use_oversampling": "true"},
+    "all three (defaults)": {},
+}
+"""What the ablation compares; everything else is the same in all of them."""
+
+_ALL_EPOCHS: Settings = {
+    "trainer.scheduler_type": "COSINE",
+    "trainer.early_stopping_patience": "0",
+}
+
+MINI_ROCKET: Settings = _ALL_EPOCHS | {
+    "model.mini_rocket": "",
+    "model.dropout": "0.9",
+    "trainer.learning_rate": "0.0001",
+    "trainer.batch_size": "64",
+    "trainer.epochs": "100",
+    "trainer.label_smoothing": "0",
+    "trainer.use_augmentation": "false",
+}
+INCEPTION_TIME: Settings = _ALL_EPOCHS | {
+    "model.inception_time": "",
+    "model.dropout": "0.2",
+    "trainer.learning_rate": "0.001",
+    "trainer.batch_size": "8",
+    "trainer.epochs": "100",
+    "trainer.label_smoothing": "0",
+    "trainer.use_augmentation": "false",
+}
+HYBRID: Settings = _ALL_EPOCHS | {
+    "model.hybrid_cnn_lstm.pool_size": "4",
+    "model.dropout": "0.1",
+    "trainer.learning_rate": "0.003",
+    "trainer.batch_size": "16",
+    "trainer.epochs": "100",
+}
+"""The default network on small training sets."""
+
+SMALL_HYBRID: Settings = {
+    "model.hybrid_cnn_lstm.conv_channels": "32",
+    "model.hybrid_cnn_lstm.lstm_hidden_size": "24",
+    "model.hybrid_cnn_lstm.attention_heads": "2",
+    "trainer.early_stopping_metric": "VAL_MACRO_F1",
+}
+"""Cheap enough for many seeds and variants."""
+
+LITERATURE: dict[str, dict[str, Settings]] = {
+    "mini_rocket": {
+        "strong dropout": MINI_ROCKET | UNBALANCED,
+        "fast steps": MINI_ROCKET
+        | UNBALANCED
+        | {"model.dropout": "0.4", "trainer.learning_rate": "0.001"},
+    },
+    "inception_time": {"": INCEPTION_TIME | UNBALANCED},
+    "hybrid_cnn_lstm": {"": HYBRID | UNBALANCED},
+}
+"""By model and variant; of several variants, validation decides for each training."""
+
+ABLATION: dict[str, dict[str, Settings]] = {
+    "ECG5000": {
+        "hybrid_cnn_lstm": SMALL_HYBRID
+        | _ALL_EPOCHS
+        | {"trainer.learning_rate": "0.001", "trainer.batch_size": "32", "trainer.epochs": "40"},
+        "mini_rocket": MINI_ROCKET
+        | {"trainer.epochs": "60", "trainer.early_stopping_metric": "VAL_MACRO_F1"},
+    },
+    "stocks": {
+        "hybrid_cnn_lstm": SMALL_HYBRID
+        | {
+            "trainer.learning_rate": "0.0003",
+            "trainer.epochs": "10",
+            "trainer.early_stopping_patience": "5",
+        },
+        "mini_rocket": MINI_ROCKET
+        | {"trainer.epochs": "20", "trainer.early_stopping_metric": "VAL_MACRO_F1"},
+    },
+}
+"""By data and model; the balancing comes on top."""
+
+MARKET: dict[str, Settings] = {
+    "mini_rocket": MINI_ROCKET
+    | WEIGHTED
+    | {"trainer.epochs": "20", "trainer.early_stopping_metric": "VAL_MACRO_F1"},
+    "hybrid_cnn_lstm": {
+        "trainer.epochs": "10",
+        "trainer.learning_rate": "0.0003",
+        "trainer.early_stopping_patience": "5",
+        "trainer.early_stopping_metric": "VAL_MACRO_F1",
+    },
+}
+"""On prices; the hybrid with the default balancing."""
+
+
+def hold_out(training_series: int) -> Settings:
+    """What validates of a training part: of less than 100 series every one counts."""
+    fraction = "0.1" if training_series < 100 else "0.2"
+    return {"data.split_column.validation_fraction": fraction}

@@ -1,0 +1,62 @@
+"""Runs on labelled series: beside published figures, and of the ablation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from bench.accuracy import recipes
+from bench.accuracy.archives import extract
+from bench.accuracy.jobs import Run, Settings
+
+from trainwire_client import TrainingClient, series
+
+LITERATURE, ABLATION = "literature", "ablation"
+
+
+class Sets:
+    """Sets of the archives, uploaded when they are first asked for.
+
+    Args:
+        client: of the server that trains.
+        folder: for what is unpacked.
+    """
+
+    def __init__(self, client: TrainingClient, folder: Path) -> None:
+        self._client, self._folder = client, folder
+        self._known: dict[str, tuple[str, Settings]] = {}
+
+    def __getitem__(self, name: str) -> tuple[str, Settings]:
+        """Resource name and the settings of the data."""
+        if name not in self._known:
+            self._known[name] = self._upload(name)
+        return self._known[name]
+
+    def _upload(self, name: str) -> tuple[str, Settings]:
+        files = extract(name, self._folder)
+        table = series.read_table([files.train, files.test], pa)
+        training = pc.sum(pc.equal(table["split"], "train")).as_py()
+        settings = recipes.SERIES | recipes.hold_out(training)
+        return self._client.upload(table).name, settings
+
+
+def literature_runs(
+    sets: Sets, names: Sequence[str], model: str, seeds: Sequence[int]
+) -> Iterator[Run]:
+    """A model on sets with published figures, with each of its variants."""
+    for name in names:
+        dataset, data = sets[name]
+        for variant, recipe in recipes.LITERATURE[model].items():
+            for seed in seeds:
+                yield Run(LITERATURE, name, model, variant, seed, dataset, data | recipe)
+
+
+def ablation_runs(data: str, dataset: str, layout: Settings, seeds: Sequence[int]) -> Iterator[Run]:
+    """Every balancing on one data set, for every model that is tried there."""
+    for model, recipe in recipes.ABLATION[data].items():
+        for variant, balancing in recipes.BALANCING.items():
+            for seed in seeds:
+                settings = layout | recipe | balancing
+                yield Run(ABLATION, data, model, variant, seed, dataset, settings)

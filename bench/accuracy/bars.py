@@ -31,12 +31,14 @@ class Bar:
     """One demand and what came of it.
 
     Attributes:
+        model: whose it is.
         demand: in words.
         found: in words, over the development sets.
         further: in words, over the further sets; no part of the verdict.
         kept: whether the demand is met; None where nothing was measured.
     """
 
+    model: str
     demand: str
     found: str
     further: str
@@ -85,19 +87,23 @@ def _mean_bar(results: Results, model: str, classifier: str, points: float) -> B
     pairs = find_pairs(results, model, classifier, DEVELOPMENT)
     kept = _difference(pairs) >= -points - ROUNDING if pairs else None
     further = find_pairs(results, model, classifier, FURTHER)
-    return Bar(demand, _say_mean(pairs), _say_mean(further), kept)
+    return Bar(model, demand, _say_mean(pairs, points), _say_mean(further, points), kept)
 
 
 def _difference(pairs: list[Pair]) -> float:
     return statistics.mean(pair.ours - pair.published for pair in pairs)
 
 
-def _say_mean(pairs: list[Pair]) -> str:
+def _say_mean(pairs: list[Pair], points: float) -> str:
     if not pairs:
         return "none"
+    close = sum(pair.ours >= pair.published - points - ROUNDING for pair in pairs)
     ours = statistics.mean(pair.ours for pair in pairs)
     theirs = statistics.mean(pair.published for pair in pairs)
-    return f"{ours:.1f} beside {theirs:.1f}: {_difference(pairs):+.1f} ({len(pairs)} sets)"
+    return (
+        f"{ours:.1f} beside {theirs:.1f}: {_difference(pairs):+.1f} "
+        f"({close} of {len(pairs)} sets by themselves)"
+    )
 
 
 def _count_bar(results: Results, model: str, classifier: str) -> Bar:
@@ -105,7 +111,7 @@ def _count_bar(results: Results, model: str, classifier: str) -> Bar:
     pairs = find_pairs(results, model, classifier, DEVELOPMENT)
     kept = 2 * _reached(pairs) >= len(pairs) if pairs else None
     further = find_pairs(results, model, classifier, FURTHER)
-    return Bar(demand, _say_count(pairs), _say_count(further), kept)
+    return Bar(model, demand, _say_count(pairs), _say_count(further), kept)
 
 
 def _reached(pairs: list[Pair]) -> int:

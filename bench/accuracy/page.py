@@ -12,6 +12,7 @@ from bench.accuracy.claims import compare_markets, judge_balancing
 from bench.accuracy.jobs import Record
 from bench.accuracy.markets import MARKET
 from bench.accuracy.published import INCEPTION, MINI_ROCKET, PUBLISHED, RESNET
+from bench.accuracy.reasons import REASONS
 from bench.accuracy.results import Results, Spread, choose, hull, spread, spread_of_validation
 from bench.accuracy.series import ABLATION, LITERATURE
 
@@ -32,8 +33,9 @@ def write(results: Results) -> None:
 
 def render(results: Results) -> str:
     """The page, as Markdown."""
-    parts = [prose.HEAD, "## Bars\n", _bars(results), "## Beside published figures\n", prose.SERIES]
-    parts += [_literature(results), "## Balancing\n", prose.BALANCING, *_ablations(results)]
+    parts = [prose.HEAD, "## Bars\n", _bars(results), _reasons(results)]
+    parts += ["## Beside published figures\n", prose.SERIES, _literature(results)]
+    parts += ["## Balancing\n", prose.BALANCING, *_ablations(results)]
     parts += ["## Markets\n", prose.MARKETS, *_markets(results), prose.CLAIMS]
     parts += ["## Settings\n", prose.CHOICE, _settings(results)]
     parts += ["## Sources\n", prose.SOURCES, "## Machine\n", _machine(results)]
@@ -51,6 +53,11 @@ def _bars(results: Results) -> str:
         heads,
         ([bar.demand, bar.found, f"**{bar.verdict}**", bar.further] for bar in find_bars(results)),
     )
+
+
+def _reasons(results: Results) -> str:
+    failed = [bar.model for bar in find_bars(results) if bar.kept is False]
+    return "".join(f"- Why `{name}` misses it: {REASONS[name]}\n" for name in failed)
 
 
 # ------------------------------------------------------------------------ series

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-_CLI_PACKAGES = {"typer", "rich", "click"}
+_CLI_PACKAGES = {"typer", "rich", "click", "grpc_health"}
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from enum import StrEnum
+from importlib.metadata import version
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import TracebackType
@@ -24,7 +25,7 @@ from rich.console import Console
 
 from trainwire import contract, reference
 from trainwire.v1 import dataset_pb2, model_pb2, training_pb2
-from trainwire_client import predictions, report
+from trainwire_client import health, predictions, report
 from trainwire_client.client import DEFAULT_TARGET, TERMINAL_EVENTS, TrainingClient
 from trainwire_client.errors import (
     InvalidRequestError,
@@ -41,7 +42,6 @@ from trainwire_client.server_options import LOCAL_SERVER, Server, with_server_op
 __all__ = ["app"]
 
 app = typer.Typer(
-    help="Train time-series classifiers on a trainwire server.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -162,6 +162,22 @@ class ReferenceFormat(StrEnum):
 
 
 # ------------------------------------------------------------------------ commands
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        _print(f"trainwire {version('trainwire')}")
+        raise typer.Exit
+
+
+@app.callback()
+def tell_version(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Which one it is."),
+    ] = False,
+) -> None:
+    """Train time-series classifiers on a trainwire server."""
 
 
 @app.command()
@@ -446,6 +462,24 @@ def info(server: Server = LOCAL_SERVER, as_json: Json = False) -> None:
     with _session(server) as client:
         found = client.info()
         _print(found if as_json else "\n".join(report.info_lines(found)))
+
+
+@app.command("health")
+@with_server_options
+def check_health(
+    seconds: Annotated[
+        float, typer.Option("--timeout", metavar="SECONDS", min=0.1, help="How long it may take.")
+    ] = 5.0,
+    server: Server = LOCAL_SERVER,
+    as_json: Json = False,
+) -> None:
+    """Ask whether the server takes calls: once; the exit status is 0 if it does."""
+    with _errors_told():
+        found = health.check(server.target, server.security(), seconds)
+        status = type(found).ServingStatus.Name(found.status)
+        _print(found if as_json else status)
+    if status != "SERVING":
+        raise typer.Exit(_FAILED)
 
 
 @app.command("contract")

@@ -65,6 +65,7 @@ class TrainwireError(Exception):
         reason: machine-readable name in UPPER_SNAKE_CASE, empty if the server gave none.
         violations: the fields concerned, each with what is wrong and what is allowed.
         retry_delay: seconds after which the server wants to be asked again; 0 if it did not say.
+        call_id: names the call in the server's log; empty if the server gave none.
     """
 
     def __init__(
@@ -74,16 +75,19 @@ class TrainwireError(Exception):
         reason: str = "",
         violations: Iterable[contract.Violation] = (),
         retry_delay: float = 0.0,
+        call_id: str = "",
     ) -> None:
         self.message = message
         self.code = code
         self.reason = reason
         self.violations = tuple(violations)
         self.retry_delay = retry_delay
+        self.call_id = call_id
         super().__init__(message)
 
     def __str__(self) -> str:
-        return "\n".join([self.message, *(f"  {violation}" for violation in self.violations)])
+        lines = [self.message, *(f"  {violation}" for violation in self.violations)]
+        return "\n".join([*lines, f"  call {self.call_id}"] if self.call_id else lines)
 
 
 class CallCancelledError(TrainwireError):
@@ -271,7 +275,9 @@ def from_rpc_error(error: grpc.RpcError, target: str) -> TrainwireError:
     kind = STATUS_CLASSES.get((code, told.reason)) or STATUS_CLASSES[code, ""]
     if code is grpc.StatusCode.UNAVAILABLE:
         text = f"no answer from the trainwire server at {target}: {text}{_hint(text)}"
-    return kind(text or code.name, code, told.reason, told.violations, told.retry_delay)
+    return kind(
+        text or code.name, code, told.reason, told.violations, told.retry_delay, told.call_id
+    )
 
 
 _HANDSHAKE_PROBLEMS = (
@@ -326,16 +332,18 @@ class _Details:
     reason: str = ""
     violations: tuple[contract.Violation, ...] = ()
     retry_delay: float = 0.0
+    call_id: str = ""
 
 
 def _details(error: grpc.RpcError) -> _Details:
     info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
-    retry = error_details_pb2.RetryInfo()
+    retry, call = error_details_pb2.RetryInfo(), error_details_pb2.RequestInfo()
     for detail in _status(error).details:
-        for known in (info, bad, retry):
+        for known in (info, bad, retry, call):
             detail.Unpack(known)
     violations = (contract.Violation(v.field, v.description) for v in bad.field_violations)
-    return _Details(info.reason, tuple(violations), retry.retry_delay.ToNanoseconds() / 1e9)
+    delay = retry.retry_delay.ToNanoseconds() / 1e9
+    return _Details(info.reason, tuple(violations), delay, call.request_id)
 
 
 def _status(error: grpc.RpcError) -> status_pb2.Status:

@@ -17,6 +17,7 @@ from trainwire.v1 import training_pb2
 from trainwire_client import plot
 from trainwire_client.history import History
 from trainwire_client.report import (
+    SELDOM,
     adjustment_texts,
     continued_job,
     failure_reason,
@@ -134,6 +135,9 @@ def _started_facts(started: training_pb2.JobStarted) -> Iterator[Text]:
     yield _fact("training", [started.device, precision, threads, parameters])
     sizes = (("train", started.train), ("validation", started.validation), ("test", started.test))
     yield _fact("windows", [f"{name} {size.windows:,}" for name, size in sizes])
+    seldom = {name: getattr(started, name) for name in SELDOM if getattr(started, name)}
+    if seldom:
+        yield _fact("data", [f"{n:,} {name.replace('_', ' ')}" for name, n in seldom.items()])
     counts = zip(
         started.class_names, started.class_counts, started.balanced_class_counts, strict=True
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,6 +100,8 @@ def load_onnx_model(folder: str | Path) -> OnnxModel:
         UnreadableModelError: the folder has no `model.onnx`, or one that cannot be read.
     """
     needed("numpy")
+    # It would report to its makers and keep an id of this machine; read when it is imported.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     runtime = needed("onnxruntime")
     path = Path(folder) / FILE
     if not path.is_file():

@@ -184,10 +184,13 @@ def _windows(table: Any, model: OnnxModel, keys: dict[str, str], policy: _Policy
     import numpy as np
 
     groups, order = _arrange(table, keys)
-    columns = [_numbers(name, table[name], policy)[order] for name in model.feature_columns]
-    values = np.stack(columns, axis=1)
+    # Column by column: the largest thing here is there once.
+    values = np.empty((table.num_rows, len(model.feature_columns)))
+    for index, name in enumerate(model.feature_columns):
+        values[:, index] = _numbers(name, table[name], policy)[order]
     kept, filled = _complete(values, groups, policy)
-    values, groups, order = values[kept], groups[kept], order[kept]
+    if not kept.all():
+        values, groups, order = values[kept], groups[kept], order[kept]
     length = model.history + model.sequence_length
     # Rows of a series lie side by side: a window whose ends are of one series is within it.
     starts = np.flatnonzero(groups[length - 1 :] == groups[: max(0, len(groups) - length + 1)])
@@ -273,13 +276,15 @@ def _series(table: Any, model: OnnxModel, policy: _Policy) -> _Windows:
     if not table.num_rows:
         raise UnreadableDataError("the data have no rows")
     length = model.sequence_length
-    channels = [_lists(name, table[name], length, policy) for name in model.feature_columns]
-    values = np.stack(channels, axis=1)
+    values = np.empty((table.num_rows, len(model.feature_columns), length))
+    for index, name in enumerate(model.feature_columns):
+        values[:, index] = _lists(name, table[name], length, policy)
     fills = policy == training_pb2.MISSING_VALUES_FORWARD_FILL
     lacking = np.isnan(values[:, :, 0] if fills else values).reshape(len(values), -1).any(axis=1)
     if lacking.all():
         raise UnreadableDataError(f"all {len(values)} series lack values that they need")
-    values = values[~lacking]
+    if lacking.any():
+        values = values[~lacking]
     filled = gaps.fill(values.reshape(-1)) if fills else 0
     return _Windows(np.flatnonzero(~lacking), iter([values]), int(lacking.sum()), filled)
 

@@ -37,7 +37,7 @@ __all__ = [
 
 _PROGRESS_SECONDS = 30.0
 _CLASSES_SHOWN = 50
-_SELDOM = ("unscaled_windows", "dropped_rows", "filled_values")
+SELDOM = ("unscaled_windows", "dropped_rows", "filled_values")
 """Counts of a start that are shown where there is something to count."""
 
 
@@ -126,7 +126,7 @@ def _setup_texts(started: training_pb2.JobStarted) -> Iterator[str]:
         f"test={started.test.windows} purged={started.purged_windows} "
         f"unlabelled={started.unlabelled_windows}"
     )
-    left_out = {name: getattr(started, name) for name in _SELDOM if getattr(started, name)}
+    left_out = {name: getattr(started, name) for name in SELDOM if getattr(started, name)}
     if left_out:
         yield f"data {' '.join(f'{name}={count}' for name, count in left_out.items())}"
     yield from _limited(_started_class(started, i) for i in range(len(started.class_names)))
@@ -347,15 +347,16 @@ def job_rows(jobs: Iterable[training_pb2.TrainingJob]) -> Iterator[tuple[str, ..
 
 
 def model_rows(models: Iterable[model_pb2.Model]) -> Iterator[tuple[str, ...]]:
-    """A heading and one row for each model."""
+    """A heading and one row for each model; its metrics are those of what it predicts."""
     yield "MODEL", "JOB", "CLASSES", "TEST F1", "TEST BAL", "CREATED (UTC)", "ALIASES"
     for model in models:
+        test = model.adjusted_test if model.HasField("adjusted_test") else model.test
         yield (
             model.name,
             model.job,
             str(len(model.class_names)),
-            f"{model.test.macro_f1:.3f}",
-            f"{model.test.balanced_accuracy:.3f}",
+            f"{test.macro_f1:.3f}",
+            f"{test.balanced_accuracy:.3f}",
             _time(model.create_time),
             ",".join(model.aliases),
         )

@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from trainwire_client.channel import DEFAULT_TARGET
+from trainwire_client.channel import DEFAULT_TARGET, Security
 from trainwire_client.client import TrainingClient
 
 __all__ = ["LOCAL_SERVER", "Server", "with_server_options"]
@@ -60,6 +60,10 @@ class Server:
     def client(self) -> TrainingClient:
         """A client of the server."""
         return TrainingClient(**asdict(self))
+
+    def security(self) -> Security:
+        """How to connect to it."""
+        return Security(self.ca, self.cert, self.key, self.token_file, self.insecure)
 
     def arguments(self) -> str:
         """The options as they are typed, each with a space before it."""

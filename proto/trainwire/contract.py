@@ -20,7 +20,7 @@ import json
 import math
 import operator
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, TypeVar, cast
@@ -581,11 +581,23 @@ def warnings(request: training_pb2.TrainingRequest) -> list[Violation]:
         parameter = parameters.get(path)
         if parameter is None or not parameter.param.HasField("active_when"):
             continue
-        condition = parameter.param.active_when
-        if not _holds(effective, condition):
+        condition = _unmet(effective, parameters, parameter.param.active_when)
+        if condition is not None:
             actual = _value_name(effective, condition.field)
             found.append(Violation(path, _without_effect(condition, actual)))
     return found
+
+
+def _unmet(
+    effective: Message, parameters: Mapping[str, Parameter], condition: options_pb2.Condition
+) -> options_pb2.Condition | None:
+    """The condition if it does not hold, or else one that its own field has; None if all hold."""
+    if not _holds(effective, condition):
+        return condition
+    decider = parameters.get(condition.field)
+    if decider is None or not decider.param.HasField("active_when"):
+        return None
+    return _unmet(effective, parameters, decider.param.active_when)
 
 
 def _holds(effective: Message, condition: options_pb2.Condition) -> bool:

@@ -23,6 +23,8 @@ def main() -> None:
     settings = read_settings()
     # gRPC's own lines would stand unstructured between ours, which say the same.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    # onnxruntime, which checks models, would report to its makers and keep an id of this machine.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     # Before grpc is imported: the fork server must never share a process with its threads.
     local.start_forkserver()
     from trainwire_server.app import StartError, serve

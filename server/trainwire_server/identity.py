@@ -1,4 +1,4 @@
-"""Who calls: what a token lets its caller do, and whose call is being answered."""
+"""Who calls: what a token lets its caller do, which call is being answered, and whose it is."""
 
 from __future__ import annotations
 
@@ -41,7 +41,26 @@ a call may look.
 """
 
 
-def caller_fields() -> dict[str, str]:
-    """The caller as a log line has it; nothing where there are no tokens."""
-    caller = CALLER.get()
-    return {} if caller is None else {"caller": caller.name}
+@dataclass
+class Call:
+    """A call that is being answered.
+
+    Attributes:
+        id: names it in the log, in its error and in its trailing metadata. Not the `request_id` of
+            a training request, which is the same however often it is sent.
+        reason: why it was refused; empty if it was not.
+    """
+
+    id: str
+    reason: str = ""
+
+
+CALL: ContextVar[Call | None] = ContextVar("CALL", default=None)
+"""Which call this is, with what holds for CALLER; None outside of calls."""
+
+
+def call_fields() -> dict[str, str]:
+    """The call and its caller as a log line has them; no caller where there are no tokens."""
+    call, caller = CALL.get(), CALLER.get()
+    fields = {} if call is None else {"call_id": call.id}
+    return fields if caller is None else {**fields, "caller": caller.name}

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainwire_server.version import server_version
+
 _FORMATS = ("auto", "console", "json")
 _LEVELS = ("debug", "info", "warning")
 
@@ -23,7 +25,8 @@ class Settings:
         tls_key: its key.
         client_ca: CAs of which every client has to have a certificate; None asks for none.
         token_file: who may call, and with which role; None takes calls from everybody.
-        insecure: whether other machines may reach a server without TLS.
+        insecure: whether other machines may reach a server, or its metrics, without TLS.
+        metrics_listen: address to serve metrics on over HTTP, "HOST:PORT"; None serves none.
         data_dir: folder that holds the database, datasets and models.
         max_concurrent_jobs: jobs that may train at the same time.
         jobs_per_device: jobs that may train at the same time on one GPU.
@@ -49,6 +52,7 @@ class Settings:
     client_ca: Path | None
     token_file: Path | None
     insecure: bool
+    metrics_listen: str | None
     data_dir: Path
     max_concurrent_jobs: int
     jobs_per_device: int
@@ -71,7 +75,7 @@ def read_settings(
 ) -> Settings:
     """Read flags, then environment variables, then defaults. Exits with usage on a bad value."""
     parser = _parser()
-    flags = [action for action in parser._actions if action.dest != "help"]
+    flags = [action for action in parser._actions if action.dest not in ("help", "version")]
     for action in flags:
         action.default = environment.get(f"TRAINWIRE_{action.dest.upper()}", action.default)
     values = vars(parser.parse_args(arguments))
@@ -89,12 +93,14 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
+    add("--version", action="version", version=f"trainwire {server_version()}")
     add("--listen", type=_address, default="127.0.0.1:50051", help="HOST:PORT; port 0: a free one")
     add("--tls-cert", type=Path, help="certificate in PEM; without it there is no TLS")
     add("--tls-key", type=Path, help="the certificate's key in PEM")
     add("--client-ca", type=Path, help="CAs in PEM; every client needs a certificate of one")
     add("--token-file", type=Path, help="who may call (trainwire-server token makes a line)")
     add("--insecure", **_SWITCH, help="let other machines reach it though there is no TLS")
+    add("--metrics-listen", type=_host_and_port, help="HOST:PORT for Prometheus metrics over HTTP")
     add("--data-dir", type=Path, default="trainwire-data", help="folder for everything stored")
     add("--max-concurrent-jobs", type=_count, default=1, help="jobs that train at the same time")
     add("--jobs-per-device", type=_count, default=1, help="jobs at the same time on one GPU")
@@ -135,12 +141,20 @@ _SWITCH: dict[str, Any] = {"type": _yes_or_no, "nargs": "?", "const": True, "def
 
 
 def _address(text: str) -> str:
-    if text.startswith("unix:/"):
+    if text.startswith("unix:/") or _is_host_and_port(text):
         return text
+    raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT or unix:/PATH")
+
+
+def _host_and_port(text: str) -> str:
+    if _is_host_and_port(text):
+        return text
+    raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
+
+
+def _is_host_and_port(text: str) -> bool:
     host, colon, port = text.rpartition(":")
-    if not (host and colon and port.isdigit() and int(port) < 65536):
-        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT or unix:/PATH")
-    return text
+    return bool(host and colon and port.isdigit() and int(port) < 65536)
 
 
 def _count(text: str) -> int:

@@ -276,12 +276,16 @@ def test_a_bad_request_prints_the_decoded_violations(
         "trainer": {"epochs": 0, "learning_rate": 7, "label_smoothing": "NaN"},
         "model": {"dropout": 0.95},
     }
-    done = grpcurl("-d", json.dumps(bad), call)
+    done = grpcurl("-H", "x-request-id: grpcurl-1", "-d", json.dumps(bad), call)
     assert done.returncode != 0
     assert done.stdout == ""
     assert "Code: InvalidArgument" in done.stderr
     details = [json.loads(line.split("\t")[1]) for line in done.stderr.splitlines() if "\t" in line]
-    info, violations = details
+    info, call_info, violations = details
+    assert call_info == {
+        "@type": "type.googleapis.com/google.rpc.RequestInfo",
+        "request_id": "grpcurl-1",
+    }
     assert info == {
         "@type": "type.googleapis.com/google.rpc.ErrorInfo",
         "domain": "trainwire",

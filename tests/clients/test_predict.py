@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.csv
 import pytest
 
@@ -42,12 +43,14 @@ def trained(
 ) -> Trained:
     """A model of two classes, calibrated and with decision thresholds.
 
-    One of its features is about a million and varies by hundredths.
+    One of its features is about a million and varies by hundredths. Four rows of five have a label.
     """
     table = columns(rows=600, seed=51)
     table["a"] = 1e6 + 0.01 * table["a"].astype(np.float64)
-    request = small(client.upload(table).name, epochs=4)
+    labels = [label if row % 5 else None for row, label in enumerate(table["y"].tolist())]
+    request = small(client.upload(pa.table({**table, "y": labels})).name, epochs=4)
     request.data.windows.time_column = "time"
+    request.data.missing_values = training_pb2.MISSING_VALUES_DROP
     request.prediction.calibrate_probabilities = request.prediction.tune_thresholds = True
     job = client.submit(request)
     events = list(client.watch(job))
@@ -96,8 +99,10 @@ def test_it_gives_the_classes_that_the_server_measured(trained: Trained, tmp_pat
     assert {row["row"]: row["time"] for row in rows} == {
         index: time for index, time in enumerate(shuffled) if time >= 7
     }
-    # The windows of the test split are the last ones.
-    of_test = sorted(rows, key=lambda row: row["time"])[-trained.started.test.windows :]
+    # The windows of the test split are the last ones; those without a label are left out there.
+    assert (trained.started.dropped_rows, trained.started.unlabelled_windows) == (0, 118)
+    labelled = sorted((row for row in rows if row["time"] % 5), key=lambda row: row["time"])
+    of_test = labelled[-trained.started.test.windows :]
     true = [trained.columns["y"][row["time"]] for row in of_test]
     matrix, plain = np.zeros((2, 2, 2), dtype=int)
     np.add.at(matrix, (true, [int(row["predicted"]) for row in of_test]), 1)

@@ -13,7 +13,7 @@ from bench.accuracy.bars import DEVELOPMENT, FURTHER, find_bars
 from bench.accuracy.claims import DEFAULTS, compare_markets, judge_balancing
 from bench.accuracy.jobs import Record, Run, make_request
 from bench.accuracy.published import MINI_ROCKET, PUBLISHED
-from bench.accuracy.quick import Floor
+from bench.accuracy.quick import Floor, find_floors
 from bench.accuracy.results import Results, choose, hull, spread
 from bench.accuracy.series import ABLATION, LITERATURE
 
@@ -99,7 +99,8 @@ def test_mini_rocket_may_be_a_point_below_what_is_published(points: float, verdi
     accuracy |= {"CBF": 10.0, "JapaneseVowels": 10.0}
     bar = find_bars(_results(_series("mini_rocket", accuracy)))[0]
     assert bar.verdict == verdict
-    assert bar.found.endswith(f"{-points:+.1f} ({len(names)} sets)")
+    close = len(names) if verdict == "PASS" else 0
+    assert bar.found.endswith(f"{-points:+.1f} ({close} of {len(names)} sets by themselves)")
 
 
 @pytest.mark.parametrize(("reached", "verdict"), [(3, "FAIL"), (4, "PASS")])
@@ -213,3 +214,25 @@ def test_a_floor_is_kept_by_what_reaches_it() -> None:
 def test_names_are_listed_as_in_a_sentence() -> None:
     assert claims.listed(["a"]) == "a"
     assert claims.listed(["a", "b", "c"]) == "a, b and c"
+
+
+def test_the_page_gives_reasons_for_bars_that_are_missed_and_for_no_others() -> None:
+    accuracy = dict.fromkeys(DEVELOPMENT, 50.0)
+    records = [
+        replace(record, validation={"loss": 1, "macro_f1": 1}, interval=(0, 1))
+        for record in _series("mini_rocket", accuracy)
+    ]
+    text = page.render(_results(records))
+    assert "- Why `mini_rocket` misses it: " in text
+    assert "Why `hybrid_cnn_lstm`" not in text
+
+
+def test_the_quick_run_demands_what_its_runs_measure() -> None:
+    accuracy = {"ItalyPowerDemand": 96.0, "GunPoint": 99.0, "ArrowHead": 84.0}
+    records = _series("mini_rocket", accuracy)
+    records += _series("inception_time", {"BasicMotions": 100.0})
+    records += _series("hybrid_cnn_lstm", {"ItalyPowerDemand": 96.0})
+    stocks = replace(ONE, data="stocks", test={"macro_f1": 0.36})
+    assert all(floor.kept for floor in find_floors([*records, stocks]))
+    worse = replace(stocks, test={"macro_f1": 0.28})
+    assert [floor.kept for floor in find_floors([*records, worse])] == [True, True, True, False]

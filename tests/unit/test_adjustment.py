@@ -19,6 +19,7 @@ from trainwire_client.onnx_model import load_onnx_model
 from trainwire_client.predictions import predict
 from trainwire_server.data.prepare import Prepared
 from trainwire_server.errors import JobFailure
+from trainwire_server.training import bundle
 from trainwire_server.training.fit import Cancelled
 from trainwire_server.training.setup import set_up
 
@@ -49,6 +50,12 @@ def trained(
     plain = train_in(folder / "plain", make_request(trainer__epochs="6"))
     events = train_in(folder / "adjusted", make_request(trainer__epochs="6", **BOTH))
     return Trained(plain, events, folder)
+
+
+def test_the_model_says_what_it_predicts_with(trained: Trained) -> None:
+    model = bundle.describe(trained.folder / "adjusted/bundle")
+    assert model.adjusted_test == trained.adjusted.test
+    assert model.test == trained.events[-1].succeeded.test
 
 
 def raw_test_windows(prepared: Prepared) -> npt.NDArray[np.float64]:

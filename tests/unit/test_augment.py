@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from trainwire.v1 import training_pb2
+from trainwire_server.data.prepare import Prepared
 from trainwire_server.training.augment import (
     Augmentation,
     add_gaussian_noise,
@@ -21,6 +22,7 @@ from trainwire_server.training.augment import (
     read_augmentation,
     scale_features,
 )
+from trainwire_server.training.setup import set_up
 
 MakeRequest = Callable[..., training_pb2.TrainingRequest]
 
@@ -155,6 +157,21 @@ def test_mixtures_are_what_the_formula_says() -> None:
         torch.testing.assert_close(mixed[i], share * one[i] + (1 - share) * other[i])
     assert torch.equal(mixed[0], other[0])
     assert torch.equal(mixed[3], one[3])
+
+
+@pytest.mark.parametrize(
+    ("alpha", "size", "off"), [("0.2", "1", True), ("0.2", "2", False), ("0", "1", False)]
+)
+def test_windows_without_another_in_their_batch_are_not_mixed(
+    alpha: str,
+    size: str,
+    off: bool,
+    make_request: MakeRequest,
+    make_prepared: Callable[..., Prepared],
+) -> None:
+    request = make_request(trainer__mixup_alpha=alpha, trainer__batch_size=size)
+    warnings = set_up(request, make_prepared(), 1).warnings
+    assert [warning.field for warning in warnings] == ["trainer.mixup_alpha"] * off
 
 
 def test_the_request_is_read_where_augmentation_is_on(make_request: MakeRequest) -> None:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,7 @@ def test_describe_says_what_the_files_say(
         assert (file.size_bytes, file.sha256) == (len(data), hashlib.sha256(data).hexdigest())
     assert list(model.class_names) == ["hold", "buy", "sell"]
     assert model.test == succeeded.test
+    assert not model.HasField("adjusted_test")
     assert model.best_epoch == succeeded.best_epoch
     assert model.request_digest == contract.request_digest(make_request(trainer__epochs="10"))
     parameters = load_bundle(folder).module.parameters()
@@ -139,6 +141,16 @@ def test_metrics_and_card_show_the_result(
         assert f"| {row.name} | {row.precision:.4f} | {row.recall:.4f} | {row.f1:.4f} |" in card
     for text in ("datasets/sha256-0", "load_bundle", "| train | 257 | 250 |", '"epochs": 10'):
         assert text in card
+    assert "Values were missing" not in card
+
+
+def test_the_card_counts_what_was_missing(
+    run: Run, make_request: MakeRequest, make_prepared: MakePrepared, tmp_path: Path
+) -> None:
+    prepared = replace(make_prepared(), dropped_rows=3, filled_values=17)
+    run(make_request(trainer__epochs="1"), prepared)
+    card = (tmp_path / "job/bundle/MODEL_CARD.md").read_text()
+    assert "3 rows of the table were left out, 17 values" in card
 
 
 def test_a_new_bundle_takes_the_place_of_an_old_one(

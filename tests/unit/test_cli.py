@@ -727,15 +727,16 @@ def test_an_interrupt_says_how_to_go_on(scripted: ScriptedServer, extra: list[st
     ]
 
 
-@pytest.mark.parametrize("package", ["typer", "rich"])
+@pytest.mark.parametrize("package", ["typer", "rich", "grpc_health"])
 def test_without_the_extra_it_says_what_to_install(
     package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
-    for name in ("cli", "live"):
+    for name in ("cli", "health", "live"):
         monkeypatch.delitem(sys.modules, f"trainwire_client.{name}", raising=False)
-    monkeypatch.delattr("trainwire_client.cli")
+    for name in ("cli", "health"):
+        monkeypatch.delattr(f"trainwire_client.{name}")
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(SystemExit) as stopped:
         entry.main()
@@ -748,7 +749,7 @@ def test_without_the_extra_it_says_what_to_install(
 def test_help_names_every_command() -> None:
     text = _run("--help").output
     calls = ["train", "validate", "watch", "jobs", "show", "cancel", "upload", "datasets"]
-    calls += ["models", "download", "delete", "info", "resume", "alias"]
+    calls += ["models", "download", "delete", "info", "resume", "alias", "health"]
     for command in [*calls, "contract"]:
         assert f"  {command} " in text
     for command in calls:

@@ -968,6 +968,18 @@ def decisions(path: str) -> list[tuple[str, str, str]]:
     return [(path.removesuffix(name) + member, "", member) for member in members]
 
 
+def test_a_field_without_effect_takes_those_with_it_that_it_decides() -> None:
+    request = sound()
+    request.balancing.oversample_method = training_pb2.OVERSAMPLE_METHOD_SMOTE
+    request.balancing.smote_k_neighbors = 3
+    assert contract.warnings(request) == []
+    request.balancing.use_oversampling = False
+    found = {warning.field: warning.description for warning in contract.warnings(request)}
+    reason = "set, but without effect while balancing.use_oversampling is false, not true"
+    fields = ["balancing.oversample_method", "balancing.smote_k_neighbors"]
+    assert found == dict.fromkeys(fields, reason)
+
+
 def test_all_fields_without_effect_are_warned_of_at_once() -> None:
     request = sound()
     request.data.samples.SetInParent()

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 
+from trainwire import contract
 from trainwire.v1 import training_pb2
-from trainwire_server.training.intervals import LEVEL, bootstrap_intervals
+from trainwire_server.training.intervals import LEVEL, bootstrap_intervals, rows_reached
 from trainwire_server.training.ranking import Rankings, Scores
 
 NAMES = ["a", "b"]
@@ -63,3 +68,23 @@ def test_it_contains_the_metric_and_follows_from_the_seed() -> None:
 def test_fewer_than_two_blocks_say_nothing(count: int, known: bool) -> None:
     scores = make_scores(np.arange(count) % 3 > 0)
     assert bool(find_intervals(scores, 10)) == known
+
+
+@pytest.mark.parametrize(
+    ("history", "target", "rows"),
+    [
+        (0, {"data.column.name": "y", "data.column.horizon": "5"}, 8 + 5),
+        (119, {"data.column.name": "y", "data.column.horizon": "5"}, 119 + 8 + 5),
+        (0, {"data.quantile.volatility_window": "20", "data.quantile.horizon": "3"}, 21 + 3),
+        (19, {"data.triple_barrier.volatility_window": "20"}, 19 + 8 + 5),
+        (0, {"data.triple_barrier.volatility_window": "7"}, 8 + 5),
+    ],
+)
+def test_blocks_are_as_long_as_windows_share_rows(
+    history: int, target: dict[str, str], rows: int, make_prepared: Callable[..., Any]
+) -> None:
+    request = training_pb2.TrainingRequest(dataset="datasets/x")
+    for path, text in target.items():
+        contract.assign(request, path, text)
+    prepared = replace(make_prepared(), history=history)
+    assert rows_reached(contract.resolve(request), prepared) == rows

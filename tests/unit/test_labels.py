@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from dataclasses import dataclass
@@ -59,17 +60,25 @@ class Case:
     horizon: int
     volatility_window: int
     limits: tuple[float, float]
+    whole_path: bool = False
 
     def series(self) -> windows.Series:
         return _series([len(part) for part in self.prices])
 
     def priced(self) -> labels.PricedRows:
         every = np.concatenate(self.prices)
-        return labels.price_rows(self.series(), every, self.horizon, self.volatility_window)
+        return labels.price_rows(
+            self.series(),
+            every,
+            self.horizon,
+            self.volatility_window,
+            whole_path=self.whole_path,
+        )
 
 
 # Steps of some size: where prices hardly move, a deviation is rounding, here and in the reference.
-_PRICES = st.lists(st.integers(1, 40).map(lambda ticks: ticks / 4), min_size=1, max_size=12)
+_PRICE = st.integers(1, 40).map(lambda ticks: ticks / 4)
+_PRICES = st.lists(st.one_of(*[_PRICE] * 7, st.just(math.nan)), min_size=1, max_size=12)
 
 
 @st.composite
@@ -84,8 +93,12 @@ def _cases(draw: st.DrawFn) -> Case:
 
 
 def _reference_unit(prices: list[float], t: int, case: Case) -> float:
-    """The return that counts as 1 in row t: 0 where there is none, NaN where rows are missing."""
+    """The return that counts as 1 in row t: 0 where there is none, NaN where one is missing."""
     if t + case.horizon >= len(prices) or t < case.volatility_window:
+        return math.nan
+    ahead = range(t + 1 if case.whole_path else t + case.horizon, t + case.horizon + 1)
+    needed = [*range(t - case.volatility_window, t + 1), *ahead]
+    if any(math.isnan(prices[row]) for row in needed):
         return math.nan
     if not case.volatility_window:
         return 1.0
@@ -138,6 +151,7 @@ def test_returns_match_a_row_by_row_reference(case: Case) -> None:
 @settings(max_examples=100)
 @given(_cases(), st.floats(0.05, 1.5), st.floats(0.05, 1.5))
 def test_barriers_match_a_row_by_row_reference(case: Case, up: float, down: float) -> None:
+    case = dataclasses.replace(case, whole_path=True)
     assume(not _is_near(case, -down, up))
     expected = []
     for _, ahead in _reference_returns(case):

@@ -67,13 +67,21 @@ class Case:
     horizon: int
     volatility_window: int
     target: str
+    gaps: bool
     seed: int
 
     def columns(self) -> Columns:
         """In the order that training has them: by group, then by time."""
         rows = sum(map(len, self.times))
+        random = np.random.default_rng(self.seed)
+        values = random.normal(size=rows)
+        if self.fills():
+            missing = random.random(rows) < 0.7
+            # Rows before a series' first value would be left out.
+            missing[np.cumsum([0, *self.lengths()])[:-1]] = False
+            values[missing] = np.nan
         return {
-            "x": np.random.default_rng(self.seed).normal(size=rows),
+            "x": values,
             "price": _prices(rows, self.seed),
             "time": np.concatenate(self.times),
             "group": np.repeat([str(g) for g in range(len(self.times))], self.lengths()),
@@ -82,6 +90,10 @@ class Case:
 
     def lengths(self) -> list[int]:
         return [len(each) for each in self.times]
+
+    def fills(self) -> bool:
+        """Where a column splits, what lies before a training row may be of another split."""
+        return self.gaps and not self.by_column
 
     def request(self) -> training_pb2.TrainingRequest:
         chosen = {
@@ -93,6 +105,12 @@ class Case:
             f"data__{self.target}__volatility_window": str(self.volatility_window),
             "model__hybrid_cnn_lstm__pool_size": "1",
         }
+        if self.target == "triple_barrier" and not self.volatility_window:
+            # Relative returns: all of a price is no barrier.
+            chosen["data__triple_barrier__profit_taking"] = "0.01"
+            chosen["data__triple_barrier__stop_loss"] = "0.01"
+        if self.fills():
+            chosen["data__missing_values"] = "FORWARD_FILL"
         if self.timed:
             chosen["data__windows__time_column"] = "time"
         if self.by_column:
@@ -130,6 +148,7 @@ def _cases(draw: st.DrawFn) -> Case:
         horizon=draw(st.integers(1, 3)),
         volatility_window=draw(st.sampled_from([0, 2, 6])),
         target=draw(st.sampled_from(["quantile", "triple_barrier"])),
+        gaps=draw(st.booleans()),
         seed=draw(st.integers(0, 10**6)),
     )
 
@@ -187,6 +206,8 @@ def test_what_training_sees_is_made_of_training_spans_alone(case: Case, factor: 
         before.mean.tobytes(),
         before.scale.tobytes(),
     )
+    rows = np.add.outer(before.train.starts, np.arange(case.length))
+    assert after.features[rows].tobytes() == before.features[rows].tobytes()
 
 
 @pytest.mark.parametrize("volatility_window", [0, 20])

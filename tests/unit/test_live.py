@@ -54,6 +54,8 @@ def _started() -> training_pb2.JobStarted:
         validation=training_pb2.SplitSize(windows=903),
         test=training_pb2.SplitSize(windows=901),
         parameter_count=181123,
+        unscaled_windows=1190,
+        filled_values=7,
     )
 
 
@@ -136,6 +138,7 @@ def test_the_frame_shows_the_job() -> None:
         "datasets/sha256-aaaa",
         "cuda:0 · BF16 · 2 threads · 181,123 parameters",
         "train 4,213 · validation 903 · test 901",
+        "1,190 unscaled windows · 7 filled values",
         "SELL 612 -> 1,480 · HOLD 2,960 · BUY 641 -> 1,480",
         "9/40",
         "at most 2:03 left",
@@ -151,7 +154,7 @@ def test_the_table_shows_recent_epochs_and_keeps_the_best_in_sight() -> None:
     lines = _lines(_history(_events(30)))
     table = lines[: next(i for i, line in enumerate(lines) if line.startswith("loss"))]
     rows = [line.split() for line in table if line.split()[:1] and line.split()[0].isdigit()]
-    assert [row[0] for row in rows] == ["2", "26", "27", "28", "29", "30"]
+    assert [row[0] for row in rows] == ["2", "27", "28", "29", "30"]
     assert rows[0] == [
         "2", "0.5000", "0.5000", "0.712", "0.444", "0.333", "5.00e-05", "1,642", "★",
     ]  # fmt: skip

@@ -52,7 +52,7 @@ def store(folder: Path, columns: Mapping[str, Any]) -> tuple[Path, dataset_pb2.D
 def request_of(policy: str = "", **chosen: str) -> training_pb2.TrainingRequest:
     request = training_pb2.TrainingRequest()
     settings = {"column__name": "side", "scaling": "NONE", **chosen}
-    if any(path.startswith("threshold") for path in chosen):
+    if any(path.startswith(("threshold", "triple_barrier")) for path in chosen):
         del settings["column__name"]
     if policy:
         settings["missing_values"] = policy
@@ -76,6 +76,10 @@ def failure_of(folder: Path, columns: Mapping[str, Any], policy: str, **chosen: 
     with pytest.raises(JobFailure) as caught:
         prepared_of(folder, columns, policy, **chosen)
     return caught.value
+
+
+def fields_of(failure: JobFailure) -> list[str]:
+    return [each.field for each in failure.fields]
 
 
 # ------------------------------------------------------------------------ windows
@@ -104,11 +108,18 @@ def test_not_a_number_is_missing_and_infinity_is_not(tmp_path: Path) -> None:
     assert filled.features[18:23, 0].tolist() == [1018, 1019, 1019, 1019, 1022]
     assert prepared_of(tmp_path, columns, "DROP").dropped_rows == 2
     columns["a"][50] = np.inf
-    for policy in ("", "FORWARD_FILL", "DROP"):
+    # A row that is left out for another reason; the rows of the table are in another order.
+    columns["n"] = without(columns["n"], 50)
+    columns["time"] = np.arange(ROWS)[::-1]
+    for policy in ("FORWARD_FILL", "DROP"):
         for scaling in ("STANDARD", "NONE", "ROLLING"):
-            failure = failure_of(tmp_path, columns, policy, scaling=scaling, scaling_window="5")
+            chosen = {"scaling": scaling, "scaling_window": "5", "windows__time_column": "time"}
+            failure = failure_of(tmp_path, columns, policy, **chosen)
             assert failure.reason == training_pb2.FAILURE_REASON_INVALID_DATA
-            assert "column 'a'" in failure.message
+            assert "column 'a' has infinite values in 1 rows, the first in row 50 of" in (
+                failure.message
+            )
+            assert fields_of(failure) == ["data.windows.feature_columns"]
 
 
 def test_drop_makes_neighbours_of_the_rows_around(tmp_path: Path) -> None:
@@ -117,30 +128,75 @@ def test_drop_makes_neighbours_of_the_rows_around(tmp_path: Path) -> None:
     columns["n"] = without(columns["n"], 11, 70)
     columns["side"] = without(columns["side"], 11, 40)
     found = prepared_of(tmp_path, columns, "DROP", **GROUPED)
-    assert (found.dropped_rows, found.filled_values) == (4, 0)
-    kept = [row for row in range(ROWS) if row not in (10, 11, 40, 70)]
+    assert (found.dropped_rows, found.filled_values, found.unlabelled_windows) == (3, 0, 1)
+    kept = [row for row in range(ROWS) if row not in (10, 11, 70)]
     assert found.features[:, 0].tolist() == [row + 1000 for row in kept]
     assert found.class_names == ["0", "1"]
     sides = np.arange(ROWS)[kept] % 2
     for split in (found.train, found.validation, found.test):
-        assert split.labels.tolist() == sides[split.starts + LENGTH - 1].tolist()
+        ends = split.starts + LENGTH - 1
+        assert split.labels.tolist() == sides[ends].tolist()
+        assert kept.index(40) not in ends
 
 
-def test_drop_takes_prices_from_the_rows_that_are_left(tmp_path: Path) -> None:
+@pytest.mark.parametrize("policy", ["FORWARD_FILL", "DROP"])
+def test_a_missing_label_takes_no_row_away(policy: str, tmp_path: Path) -> None:
+    columns = columns_of()
+    columns["side"] = [row // 10 % 2 if row % 10 == 0 else None for row in range(ROWS)]
+    found = prepared_of(tmp_path, columns, policy)
+    assert found.features[:, 0].tolist() == columns["a"].tolist()
+    assert (found.dropped_rows, found.filled_values) == (0, 0)
+    parts = (found.train, found.validation, found.test)
+    ends = np.sort(np.concatenate([part.starts + LENGTH - 1 for part in parts]))
+    assert len(ends) + found.purged_windows == 11
+    assert not (ends % 10).any()
+    assert found.unlabelled_windows == ROWS - LENGTH + 1 - 11
+
+
+@pytest.mark.parametrize("policy", ["FORWARD_FILL", "DROP"])
+def test_a_missing_price_takes_the_labels_that_need_it(policy: str, tmp_path: Path) -> None:
+    columns = columns_of()
+    complete = prices_of(tmp_path, columns, policy)
+    whole = ends_of(complete)
+    columns["price"] = without(columns["price"], 30)
+    found = prices_of(tmp_path, columns, policy)
+    assert (found.dropped_rows, found.filled_values) == (0, 0)
+    assert whole - ends_of(found) == {28, 30}
+    assert found.unlabelled_windows == complete.unlabelled_windows + 2
+    barriers = {"target": "triple_barrier", "volatility_window": "3"}
+    assert whole - ends_of(prices_of(tmp_path, columns, policy, **barriers)) == {*range(28, 34)}
+    columns["price"][50] = 0.0
+    with pytest.raises(JobFailure, match="the price in row 50 of the table"):
+        prices_of(tmp_path, columns, policy)
+
+
+def prices_of(
+    folder: Path,
+    columns: Mapping[str, Any],
+    policy: str,
+    target: str = "threshold",
+    **chosen: str,
+) -> Prepared:
+    settings = {"price_column": "price", "horizon": "2", **chosen}
+    named = {f"{target}__{name}": text for name, text in settings.items()}
+    return prepared_of(folder, columns, policy, chronological__embargo_rows="0", **named)
+
+
+def ends_of(found: Prepared) -> set[int]:
+    parts = (found.train, found.validation, found.test)
+    return {int(start) + LENGTH - 1 for part in parts for start in part.starts}
+
+
+def test_a_price_that_is_a_feature_is_filled_as_a_feature_alone(tmp_path: Path) -> None:
     columns = columns_of()
     columns["price"] = without(columns["price"], 30)
-    target = {"threshold__price_column": "price", "threshold__horizon": "1"}
-    found = prepared_of(tmp_path, columns, "DROP", **target)
-    assert found.dropped_rows == 1
-    before, after = columns["price"][29], columns["price"][31]
-    change = after / before - 1
-    expected = 0 if change < -0.001 else 2 if change > 0.001 else 1
-    assert found.train.labels[found.train.starts + LENGTH - 1 == 29].tolist() == [expected]
-    columns["price"][50] = 0.0
-    assert (
-        "the price in row 50 of the table"
-        in failure_of(tmp_path, columns, "DROP", **target).message
+    chosen = {"windows__feature_columns": "a,price"}
+    request = request_of(
+        "FORWARD_FILL", threshold__price_column="price", threshold__horizon="2", **chosen
     )
+    found = prepare(request, store(tmp_path, columns)[0])
+    assert found.features[30, 1] == found.features[29, 1]
+    assert not ends_of(found) & {28, 30}
 
 
 @pytest.mark.parametrize(
@@ -148,13 +204,8 @@ def test_drop_takes_prices_from_the_rows_that_are_left(tmp_path: Path) -> None:
     [
         ("", "a", {}),
         ("", "n", {}),
-        ("FORWARD_FILL", "side", {}),
-        ("FORWARD_FILL", "price", {"threshold__price_column": "price"}),
-        (
-            "FORWARD_FILL",
-            "price",
-            {"threshold__price_column": "price", "windows__feature_columns": "a,price"},
-        ),
+        ("", "side", {}),
+        ("", "price", {"threshold__price_column": "price"}),
         ("FORWARD_FILL", "time", GROUPED),
         ("DROP", "name", GROUPED),
     ],
@@ -198,9 +249,10 @@ def test_nothing_left_says_which_columns(tmp_path: Path) -> None:
     columns = columns_of()
     columns["a"] = pa.nulls(ROWS, pa.float64())
     for policy in ("FORWARD_FILL", "DROP"):
-        message = failure_of(tmp_path, columns, policy).message
-        assert "leaves out all 120 rows" in message
-        assert message.endswith("'a' 120; leave out such a column or fill it before")
+        failure = failure_of(tmp_path, columns, policy)
+        assert "leaves out all 120 rows" in failure.message
+        assert fields_of(failure) == ["data.missing_values"]
+        assert failure.message.endswith("'a' 120; leave out such a column or fill it before")
 
 
 def test_a_series_of_which_too_little_is_left_is_named(tmp_path: Path) -> None:
@@ -208,7 +260,47 @@ def test_a_series_of_which_too_little_is_left_is_named(tmp_path: Path) -> None:
     columns["a"] = without(columns["a"], *range(63, 120))
     failure = failure_of(tmp_path, columns, "DROP", **GROUPED)
     assert failure.reason == training_pb2.FAILURE_REASON_GROUP_TOO_SHORT
-    assert "series 'two' has 3 rows (57 rows that lack values left out)" in failure.message
+    assert "series 'two' has 3 rows (57 rows are left out, because values of 'a' are missing)" in (
+        failure.message
+    )
+    assert fields_of(failure) == ["data.windows.sequence_length", "data.missing_values"]
+
+
+@pytest.mark.parametrize(
+    ("gaps", "chosen", "text", "field"),
+    [
+        (
+            {},
+            {"scaling": "ROLLING", "scaling_window": "60"},
+            "59 windows have no history of scaling_window (60) rows",
+            "data.scaling_window",
+        ),
+        (
+            {"a": range(70)},
+            {"windows__sequence_length": "30"},
+            "70 rows are left out, because values of 'a' are missing",
+            "data.missing_values",
+        ),
+        (
+            {"side": range(72)},
+            {},
+            "69 windows have no label, because it is missing",
+            "data.column.name",
+        ),
+    ],
+    ids=["rolling", "left_out", "unlabelled"],
+)
+def test_an_empty_split_names_its_cause(
+    gaps: dict[str, range], chosen: dict[str, str], text: str, field: str, tmp_path: Path
+) -> None:
+    columns = columns_of()
+    for name, rows in gaps.items():
+        columns[name] = without(columns[name], *rows)
+    chosen["chronological__train_fraction"] = "0.5"
+    failure = failure_of(tmp_path, columns, "DROP", **chosen)
+    assert failure.reason == training_pb2.FAILURE_REASON_EMPTY_SPLIT
+    assert text in failure.message
+    assert fields_of(failure)[0] == field
 
 
 # ------------------------------------------------------------------------ labelled series
@@ -253,10 +345,16 @@ def test_series_that_lack_a_value_are_dropped(tmp_path: Path) -> None:
     columns["y"][7] = None
     columns["side"][9] = None
     found = prepared_of(tmp_path, columns, "DROP", **SAMPLES)
-    assert (found.dropped_rows, found.filled_values) == (3, 0)
-    assert found.features.shape == (37 * 5, 2)
-    kept = [row for row in range(40) if row not in (3, 7, 9)]
+    assert (found.dropped_rows, found.filled_values, found.unlabelled_windows) == (2, 0, 1)
+    assert found.features.shape == (38 * 5, 2)
+    assert sum(len(s.starts) for s in (found.train, found.validation, found.test)) == 37
+    kept = [row for row in range(40) if row not in (3, 7)]
     assert found.features[::5, 0] == pytest.approx([columns["x"][row][0] for row in kept])
+    # Chance deals out the classes here too, of which none at all is no class.
+    columns["split"] = ["train"] * 30 + ["test"] * 10
+    chosen = {"samples__feature_columns": "x,y", "split_column__name": "split"}
+    found = prepared_of(tmp_path, columns, "DROP", **chosen)
+    assert (found.unlabelled_windows, found.warnings) == (1, [])
     columns["side"][9] = 0
     assert "'x' has 1 missing values" in failure_of(tmp_path, columns, "", **SAMPLES).message
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def store(folder: Path, rows: int = 1200) -> Path:
         {"trainer__precision": "BF16", "trainer__deterministic": "false"},
         {"data__scaling": "NONE", "balancing__use_oversampling": "false"},
         {"balancing__oversample_method": "SMOTE", "balancing__smote_k_neighbors": "900"},
+        {"trainer__mixup_alpha": "0.2", "trainer__batch_size": "1"},
     ],
 )
 def test_a_plan_says_what_the_run_says(
@@ -67,7 +69,8 @@ def test_a_plan_says_what_the_run_says(
     assert told == warnings
     scaled = request.data.scaling != training_pb2.SCALING_NONE
     is_smote = request.balancing.oversample_method == training_pb2.OVERSAMPLE_METHOD_SMOTE
-    assert len(warnings) == scaled + is_smote
+    is_alone = request.trainer.mixup_alpha > 0
+    assert len(warnings) == scaled + is_smote + is_alone
     # What the libraries take that make new windows.
     most = 2 ** (28 + is_smote)
     assert most / 2 < planned.memory_estimate_bytes < most
@@ -133,6 +136,24 @@ def test_the_estimate_grows_with_what_takes_memory(tmp_path: Path) -> None:
     assert larger > small + 12 * 4 * 2 * 4 * 512 * 512
     assert estimate("trainer.batch_size=256") > plain + 10_000_000
     assert estimate("data.windows.sequence_length=20") < plain
+
+
+def test_the_estimate_counts_what_is_there(
+    tmp_path: Path, make_request: MakeRequest, make_prepared: MakePrepared
+) -> None:
+    table, prepared = store(tmp_path), make_prepared(history=4)
+    prepared.feature_columns[:] = ["f0", "f1", "f2"]
+
+    def estimate(prepared: Prepared, **changes: str) -> int:
+        request = make_request(balancing__oversample_ratio="0.01", **changes)
+        return memory.estimate_bytes(request, prepared, set_up(request, prepared, 1), table)
+
+    whole = estimate(prepared)
+    raw = prepared.raw_windows
+    assert raw is not None
+    assert whole - estimate(replace(prepared, raw_windows=None)) == raw.values.nbytes
+    # No class has to grow.
+    assert whole == estimate(prepared, balancing__oversample_method="SMOTE")
 
 
 def test_measuring_leaves_the_weights_as_they_are(

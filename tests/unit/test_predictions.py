@@ -6,7 +6,9 @@ import json
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from trainwire_client.errors import (
 )
 from trainwire_client.onnx_model import load_onnx_model
 from trainwire_client.predictions import (
+    _windows,
     json_rows,
     predict,
     report_lines,
@@ -161,6 +164,22 @@ def test_labelled_series_are_rows(series: Path, tmp_path: Path) -> None:
         predict(series, saved(short, tmp_path / "t.parquet"))
     with pytest.raises(UnreadableDataError, match="'f0' is double; allowed: lists"):
         predict(series, saved(features(9), tmp_path / "t.parquet"))
+
+
+@pytest.mark.parametrize(
+    "policy", [training_pb2.MISSING_VALUES_REFUSE, training_pb2.MISSING_VALUES_FORWARD_FILL]
+)
+def test_a_table_without_gaps_is_copied_once(
+    policy: training_pb2.MissingValues.ValueType, plain: Path
+) -> None:
+    names, values = [f"f{i}" for i in range(20)], np.ones(20_000)
+    model = replace(load_onnx_model(plain), feature_columns=names)
+    table = pa.table(dict.fromkeys(names, values))
+    tracemalloc.start()
+    _windows(table, model, {}, policy)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.7 * len(names) * values.nbytes
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 
 from trainwire import contract
 from trainwire.v1 import dataset_pb2, training_pb2
-from trainwire_server.data import profile
+from trainwire_server.data import features, profile
 from trainwire_server.data.prepare import Prepared, Split, prepare
 from trainwire_server.errors import JobFailure
 
@@ -152,6 +152,16 @@ def test_rows_are_scaled_by_the_rows_before_them(tmp_path: Path) -> None:
     assert {*found.raw_windows.starts} <= held_out
     start = found.raw_windows.starts[-1]
     assert np.array_equal(found.raw_windows.values[-1][:, 0], raw[start - 29 : start + 10])
+
+
+def test_raw_windows_of_wide_tables_are_few(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for most, kept in ((5 * 39 * 4, 5), (5 * 39 * 4 - 1, 4), (1, 1)):
+        monkeypatch.setattr(features, "_RAW_VALUES", most)
+        found = _prepare(tmp_path, _two_series(), scaling="ROLLING", scaling_window="30", **_TIMED)
+        assert found.raw_windows is not None
+        assert found.raw_windows.values.shape == (kept, 39, 4)
 
 
 def test_later_rows_move_no_earlier_ones(tmp_path: Path) -> None:

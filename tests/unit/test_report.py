@@ -371,6 +371,10 @@ def test_lists_are_aligned_rows() -> None:
     assert lines[2].split()[:3] == ["jobs/two", "UNSPECIFIED", "0/0"]
     model = model_pb2.Model(name="models/m", job=JOB, class_names=["a", "b"], test=_metrics())
     assert list(report.model_rows([model]))[1][:5] == ("models/m", JOB, "2", "0.333", "0.444")
+    better = _metrics()
+    better.macro_f1 = 0.9
+    adjusted = model_pb2.Model(test=_metrics(), adjusted_test=better)
+    assert list(report.model_rows([adjusted]))[1][3] == "0.900"
     assert report.model_line(model) == "models/m aliases=-"
     model.aliases[:] = ["latest", "production"]
     assert list(report.model_rows([model]))[1][-1] == "latest,production"

@@ -17,6 +17,7 @@ from trainwire_server.data import scaling
 from trainwire_server.errors import JobFailure
 
 Values = npt.NDArray[np.float64]
+COLUMN = scaling.Column("close", "data.windows.feature_columns")
 
 
 def slow(values: Values, window: int) -> Values:
@@ -95,20 +96,20 @@ def test_a_row_depends_on_the_past_of_its_series_alone(
 ) -> None:
     lengths, window, values, last, other = table
     known = has_history(lengths, window)
-    before = scaling.roll("x", values, window, known)
-    after = scaling.roll("x", other, window, known)
+    before = scaling.roll(COLUMN, values, window, known)
+    after = scaling.roll(COLUMN, other, window, known)
     starts = np.concatenate(([0], np.cumsum(lengths)))
     first = starts[np.searchsorted(starts, last, side="right") - 1]
     assert before[first : last + 1].tobytes() == after[first : last + 1].tobytes()
     # Nor on rows of it that have left the window.
     forgotten = other.copy()
     forgotten[first : last - window + 1] = 1e3
-    assert scaling.roll("x", forgotten, window, known)[last] == before[last]
+    assert scaling.roll(COLUMN, forgotten, window, known)[last] == before[last]
     # But on the first row that has not.
     moved = []
     for jump in (-1e12, 1e12):
         forgotten[last - window + 1] = jump
-        moved.append(scaling.roll("x", forgotten, window, known)[last])
+        moved.append(scaling.roll(COLUMN, forgotten, window, known)[last])
     assert moved[0] > moved[1]
 
 
@@ -118,9 +119,9 @@ def test_a_row_depends_on_the_past_of_its_series_alone(
 def test_parts_of_a_column_are_seamless(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(2).normal(0, 1, 500)
     known = has_history([200, 300], 13)
-    whole = scaling.roll("x", values, 13, known)
+    whole = scaling.roll(COLUMN, values, 13, known)
     monkeypatch.setattr(scaling, "_ROWS", 37)
-    assert whole.tobytes() == scaling.roll("x", values, 13, known).tobytes()
+    assert whole.tobytes() == scaling.roll(COLUMN, values, 13, known).tobytes()
     assert whole.dtype == np.float32
     assert np.array_equal(np.isnan(whole), ~known)
     expected = slow(values[200:], 13).astype(np.float32)
@@ -132,5 +133,5 @@ def test_what_cannot_be_computed_with_is_refused_by_name(value: float) -> None:
     values = np.arange(40.0)
     values[30] = value
     with pytest.raises(JobFailure, match=r"column 'close' .* 5 rows, the first by") as caught:
-        scaling.roll("close", values, 5, has_history([40], 5))
+        scaling.roll(COLUMN, values, 5, has_history([40], 5))
     assert caught.value.reason == training_pb2.FAILURE_REASON_INVALID_DATA

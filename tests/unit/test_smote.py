@@ -190,7 +190,8 @@ def test_what_is_too_large_is_refused_before_it_begins(
     missing = smote.missing_samples(counts, 1.0)
     needed = {
         "MOST_BYTES": smote.peak_bytes(counts, missing, values),
-        "MOST_PRODUCTS": int(counts[1]) ** 2 * values,
+        # Of both classes that grow.
+        "MOST_PRODUCTS": int((counts[1:] ** 2).sum()) * values,
     }
     monkeypatch.setattr(smote, bound, needed[bound])
     make(prepared)
@@ -275,6 +276,16 @@ def test_a_run_with_smote_and_mixup_goes_on_as_if_nothing_was(
     assert resumed[0].resumed.epoch == 1
     weights = [(tmp_path / f / "bundle/model.safetensors").read_bytes() for f in ("whole", "job")]
     assert weights[0] == weights[1]
+
+
+def test_without_anything_to_make_the_matrix_stays_as_it_is(
+    make_request: MakeRequest, make_prepared: MakePrepared
+) -> None:
+    prepared, few = make_prepared(), {"balancing__oversample_ratio": "0.01"}
+    setup = set_up(make_request(**SMOTE | few), prepared, 1)
+    assert np.shares_memory(setup.windows.numpy(), prepared.features)
+    repeating = set_up(make_request(**few), prepared, 1).balance
+    assert setup.balance.positions.tolist() == sorted(repeating.positions.tolist())
 
 
 def test_imbalanced_learn_is_imported_by_those_who_ask_for_it(

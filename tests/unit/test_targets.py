@@ -110,6 +110,20 @@ def test_one_return_has_no_deviation(tmp_path: Path, prices: Prices, window: str
         assert prepare(request, stored).train.labels.any()
 
 
+@pytest.mark.parametrize(
+    ("window", "loss", "is_refused"),
+    [("0", "1", True), ("0", "1.5", True), ("0", "0.99", False), ("20", "1.5", False)],
+)
+def test_a_price_does_not_lose_all_of_itself(
+    tmp_path: Path, prices: Prices, window: str, loss: str, is_refused: bool
+) -> None:
+    barriers = {"price_column": "close", "stop_loss": loss, "volatility_window": window}
+    request = _request(**{f"triple_barrier__{name}": text for name, text in barriers.items()})
+    found = suitability.check(request, _store(tmp_path, close=prices)[0])
+    assert [v.field for v in found] == ["data.triple_barrier.stop_loss"] * is_refused
+    assert all("allowed: below 1" in v.description for v in found)
+
+
 # ------------------------------------------------------------------------ from table to labels
 
 

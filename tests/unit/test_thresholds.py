@@ -77,6 +77,18 @@ def test_of_two_classes_none_is_better(drawn: list[tuple[list[int], int]]) -> No
     assert macro_f1(scores, tune_thresholds(scores).tolist()) == pytest.approx(best)
 
 
+def test_it_can_be_stopped_before_each_class() -> None:
+    scores = make_scores([[9, 1], [8, 2], [7, 3], [6, 4]], [0, 0, 1, 1])
+    asked = iter([False, True])
+
+    def stop_if_cancelled() -> None:
+        if next(asked):
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        tune_thresholds(scores, stop_if_cancelled)
+
+
 def test_a_class_that_does_not_occur_keeps_its_threshold() -> None:
     # A higher one would mend the last two but one, and say that the class is never to be expected.
     weights = [*[[5, 4, 1]] * 3, *[[4, 5, 1]] * 3, [3, 1, 6], [1, 3, 6], [1, 1, 18]]

@@ -65,6 +65,18 @@ def test_what_other_machines_reach_needs_tls(listen: str, local: bool, secrets: 
             guard("--listen", listen, *tokens)
 
 
+@pytest.mark.parametrize("tls", [False, True])
+def test_metrics_are_for_this_machine_unless_it_is_said(tls: bool, secrets: Path) -> None:
+    files = ("--tls-cert", f"{secrets}/server.pem", "--tls-key", f"{secrets}/server.key")
+    flags = files if tls else ()
+    for local in ("127.0.0.1:0", "[::1]:9464", "localhost:9464"):
+        guard("--metrics-listen", local, *flags)
+    for remote in ("0.0.0.0:9464", "[::]:9464", "10.0.0.7:9464"):
+        with pytest.raises(TransportError, match=r"metrics are sent in the clear .* --insecure"):
+            guard("--metrics-listen", remote, *flags)
+        guard("--metrics-listen", remote, "--insecure", *flags)
+
+
 def spoiled(folder: Path) -> dict[str, Path]:
     """Files that are no certificate, or none to use."""
     paths = {name: folder / name for name in ("missing", "empty", "garbage", "encrypted")}

@@ -28,7 +28,7 @@ from trainwire.v1 import options_pb2 as trainwire_dot_v1_dot_options__pb2
 from trainwire.v1 import training_pb2 as trainwire_dot_v1_dot_training__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18trainwire/v1/model.proto\x12\x0ctrainwire.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1atrainwire/v1/options.proto\x1a\x1btrainwire/v1/training.proto\"=\n\tModelFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"\xa8\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03job\x18\x02 \x01(\t\x12&\n\x05\x66iles\x18\x03 \x03(\x0b\x32\x17.trainwire.v1.ModelFile\x12\x13\n\x0b\x63lass_names\x18\x04 \x03(\t\x12(\n\x04test\x18\x05 \x01(\x0b\x32\x1a.trainwire.v1.SplitMetrics\x12\x17\n\x0fparameter_count\x18\x06 \x01(\x04\x12\x12\n\nbest_epoch\x18\x07 \x01(\r\x12\x16\n\x0erequest_digest\x18\x08 \x01(\t\x12\x16\n\x0e\x64\x61taset_digest\x18\t \x01(\t\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x61liases\x18\x0b \x03(\t\"|\n\x0fGetModelRequest\x12`\n\x04name\x18\x01 \x01(\tBM\xe2\xe0\x18I\n-Resource name of the model, by id or by alias \x01Z\x16models/[A-Za-z0-9._-]+H\x00\x88\x01\x01\x42\x07\n\x05_name\"\xea\x01\n\x14SetModelAliasRequest\x12@\n\x05\x61lias\x18\x01 \x01(\tB,\xe2\xe0\x18(\n\x0eThe other name \x01Z\x14[a-z][a-z0-9-]{0,62}H\x00\x88\x01\x01\x12}\n\x04name\x18\x02 \x01(\tBj\xe2\xe0\x18\x66\nLResource name of the model that is to have it; not set, the alias is removedZ\x16models/[A-Za-z0-9._-]+H\x01\x88\x01\x01\x42\x08\n\x06_aliasB\x07\n\x05_name\"\x7f\n\x12\x44\x65leteModelRequest\x12`\n\x04name\x18\x01 \x01(\tBM\xe2\xe0\x18I\n-Resource name of the model, by id or by alias \x01Z\x16models/[A-Za-z0-9._-]+H\x00\x88\x01\x01\x42\x07\n\x05_name\"\xe1\x01\n\x11ListModelsRequest\x12i\n\tpage_size\x18\x01 \x01(\rBQ\xe2\xe0\x18M\n&Largest number of models in the answer\x12\t\x11\x00\x00\x00\x00\x00\x00Y@)\x00\x00\x00\x00\x00\x00\xf0?1\x00\x00\x00\x00\x00@\x8f@J\x06modelsH\x00\x88\x01\x01\x12\x44\n\npage_token\x18\x02 \x01(\tB+\xe2\xe0\x18\'\n\"next_page_token of the page beforeP\xc8\x01H\x01\x88\x01\x01\x42\x0c\n\n_page_sizeB\r\n\x0b_page_token\"R\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.trainwire.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x81\x01\n\x14\x44ownloadModelRequest\x12`\n\x04name\x18\x01 \x01(\tBM\xe2\xe0\x18I\n-Resource name of the model, by id or by alias \x01Z\x16models/[A-Za-z0-9._-]+H\x00\x88\x01\x01\x42\x07\n\x05_name\"v\n\x15\x44ownloadModelResponse\x12\'\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x17.trainwire.v1.ModelFileH\x00\x12)\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x18.trainwire.v1.ModelChunkH\x00\x42\t\n\x07payload\"\x1a\n\nModelChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x32\x8e\x03\n\x0cModelService\x12>\n\x08GetModel\x12\x1d.trainwire.v1.GetModelRequest\x1a\x13.trainwire.v1.Model\x12O\n\nListModels\x12\x1f.trainwire.v1.ListModelsRequest\x1a .trainwire.v1.ListModelsResponse\x12H\n\rSetModelAlias\x12\".trainwire.v1.SetModelAliasRequest\x1a\x13.trainwire.v1.Model\x12G\n\x0b\x44\x65leteModel\x12 .trainwire.v1.DeleteModelRequest\x1a\x16.google.protobuf.Empty\x12Z\n\rDownloadModel\x12\".trainwire.v1.DownloadModelRequest\x1a#.trainwire.v1.DownloadModelResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18trainwire/v1/model.proto\x12\x0ctrainwire.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1atrainwire/v1/options.proto\x1a\x1btrainwire/v1/training.proto\"=\n\tModelFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"\xdb\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03job\x18\x02 \x01(\t\x12&\n\x05\x66iles\x18\x03 \x03(\x0b\x32\x17.trainwire.v1.ModelFile\x12\x13\n\x0b\x63lass_names\x18\x04 \x03(\t\x12(\n\x04test\x18\x05 \x01(\x0b\x32\x1a.trainwire.v1.SplitMetrics\x12\x17\n\x0fparameter_count\x18\x06 \x01(\x04\x12\x12\n\nbest_epoch\x18\x07 \x01(\r\x12\x16\n\x0erequest_digest\x18\x08 \x01(\t\x12\x16\n\x0e\x64\x61taset_digest\x18\t \x01(\t\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x61liases\x18\x0b \x03(\t\x12\x31\n\radjusted_test\x18\x0c \x01(\x0b\x32\x1a.trainwire.v1.SplitMetrics\"|\n\x0fGetModelRequest\x12`\n\x04name\x18\x01 \x01(\tBM\xe2\xe0\x18I\n-Resource name of the model, by id or by alias \x01Z\x16models/[A-Za-z0-9._-]+H\x00\x88\x01\x01\x42\x07\n\x05_name\"\xea\x01\n\x14SetModelAliasRequest\x12@\n\x05\x61lias\x18\x01 \x01(\tB,\xe2\xe0\x18(\n\x0eThe other name \x01Z\x14[a-z][a-z0-9-]{0,62}H\x00\x88\x01\x01\x12}\n\x04name\x18\x02 \x01(\tBj\xe2\xe0\x18\x66\nLResource name of the model that is to have it; not set, the alias is removedZ\x16models/[A-Za-z0-9._-]+H\x01\x88\x01\x01\x42\x08\n\x06_aliasB\x07\n\x05_name\"\x7f\n\x12\x44\x65leteModelRequest\x12`\n\x04name\x18\x01 \x01(\tBM\xe2\xe0\x18I\n-Resource name of the model, by id or by alias \x01Z\x16models/[A-Za-z0-9._-]+H\x00\x88\x01\x01\x42\x07\n\x05_name\"\xe1\x01\n\x11ListModelsRequest\x12i\n\tpage_size\x18\x01 \x01(\rBQ\xe2\xe0\x18M\n&Largest number of models in the answer\x12\t\x11\x00\x00\x00\x00\x00\x00Y@)\x00\x00\x00\x00\x00\x00\xf0?1\x00\x00\x00\x00\x00@\x8f@J\x06modelsH\x00\x88\x01\x01\x12\x44\n\npage_token\x18\x02 \x01(\tB+\xe2\xe0\x18\'\n\"next_page_token of the page beforeP\xc8\x01H\x01\x88\x01\x01\x42\x0c\n\n_page_sizeB\r\n\x0b_page_token\"R\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.trainwire.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x81\x01\n\x14\x44ownloadModelRequest\x12`\n\x04name\x18\x01 \x01(\tBM\xe2\xe0\x18I\n-Resource name of the model, by id or by alias \x01Z\x16models/[A-Za-z0-9._-]+H\x00\x88\x01\x01\x42\x07\n\x05_name\"v\n\x15\x44ownloadModelResponse\x12\'\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x17.trainwire.v1.ModelFileH\x00\x12)\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x18.trainwire.v1.ModelChunkH\x00\x42\t\n\x07payload\"\x1a\n\nModelChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x32\x8e\x03\n\x0cModelService\x12>\n\x08GetModel\x12\x1d.trainwire.v1.GetModelRequest\x1a\x13.trainwire.v1.Model\x12O\n\nListModels\x12\x1f.trainwire.v1.ListModelsRequest\x1a .trainwire.v1.ListModelsResponse\x12H\n\rSetModelAlias\x12\".trainwire.v1.SetModelAliasRequest\x1a\x13.trainwire.v1.Model\x12G\n\x0b\x44\x65leteModel\x12 .trainwire.v1.DeleteModelRequest\x1a\x16.google.protobuf.Empty\x12Z\n\rDownloadModel\x12\".trainwire.v1.DownloadModelRequest\x1a#.trainwire.v1.DownloadModelResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -52,23 +52,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODELFILE']._serialized_start=161
   _globals['_MODELFILE']._serialized_end=222
   _globals['_MODEL']._serialized_start=225
-  _globals['_MODEL']._serialized_end=521
-  _globals['_GETMODELREQUEST']._serialized_start=523
-  _globals['_GETMODELREQUEST']._serialized_end=647
-  _globals['_SETMODELALIASREQUEST']._serialized_start=650
-  _globals['_SETMODELALIASREQUEST']._serialized_end=884
-  _globals['_DELETEMODELREQUEST']._serialized_start=886
-  _globals['_DELETEMODELREQUEST']._serialized_end=1013
-  _globals['_LISTMODELSREQUEST']._serialized_start=1016
-  _globals['_LISTMODELSREQUEST']._serialized_end=1241
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1243
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1325
-  _globals['_DOWNLOADMODELREQUEST']._serialized_start=1328
-  _globals['_DOWNLOADMODELREQUEST']._serialized_end=1457
-  _globals['_DOWNLOADMODELRESPONSE']._serialized_start=1459
-  _globals['_DOWNLOADMODELRESPONSE']._serialized_end=1577
-  _globals['_MODELCHUNK']._serialized_start=1579
-  _globals['_MODELCHUNK']._serialized_end=1605
-  _globals['_MODELSERVICE']._serialized_start=1608
-  _globals['_MODELSERVICE']._serialized_end=2006
+  _globals['_MODEL']._serialized_end=572
+  _globals['_GETMODELREQUEST']._serialized_start=574
+  _globals['_GETMODELREQUEST']._serialized_end=698
+  _globals['_SETMODELALIASREQUEST']._serialized_start=701
+  _globals['_SETMODELALIASREQUEST']._serialized_end=935
+  _globals['_DELETEMODELREQUEST']._serialized_start=937
+  _globals['_DELETEMODELREQUEST']._serialized_end=1064
+  _globals['_LISTMODELSREQUEST']._serialized_start=1067
+  _globals['_LISTMODELSREQUEST']._serialized_end=1292
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1294
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1376
+  _globals['_DOWNLOADMODELREQUEST']._serialized_start=1379
+  _globals['_DOWNLOADMODELREQUEST']._serialized_end=1508
+  _globals['_DOWNLOADMODELRESPONSE']._serialized_start=1510
+  _globals['_DOWNLOADMODELRESPONSE']._serialized_end=1628
+  _globals['_MODELCHUNK']._serialized_start=1630
+  _globals['_MODELCHUNK']._serialized_end=1656
+  _globals['_MODELSERVICE']._serialized_start=1659
+  _globals['_MODELSERVICE']._serialized_end=2057
 # @@protoc_insertion_point(module_scope)

@@ -57,6 +57,7 @@ class Model(google.protobuf.message.Message):
     DATASET_DIGEST_FIELD_NUMBER: builtins.int
     CREATE_TIME_FIELD_NUMBER: builtins.int
     ALIASES_FIELD_NUMBER: builtins.int
+    ADJUSTED_TEST_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Resource name, `models/{id}`."""
     job: builtins.str
@@ -79,7 +80,7 @@ class Model(google.protobuf.message.Message):
 
     @property
     def test(self) -> trainwire.v1.training_pb2.SplitMetrics:
-        """Metrics on the test split."""
+        """Metrics on the test split, of the network's own answers."""
 
     @property
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
@@ -88,6 +89,12 @@ class Model(google.protobuf.message.Message):
     @property
     def aliases(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Its other names: with the alias "production" it is also `models/production`."""
+
+    @property
+    def adjusted_test(self) -> trainwire.v1.training_pb2.SplitMetrics:
+        """Metrics on the test split of what the model predicts, where the request's `prediction` changes
+        the network's answers.
+        """
 
     def __init__(
         self,
@@ -103,9 +110,10 @@ class Model(google.protobuf.message.Message):
         dataset_digest: builtins.str = ...,
         create_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         aliases: collections.abc.Iterable[builtins.str] | None = ...,
+        adjusted_test: trainwire.v1.training_pb2.SplitMetrics | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["create_time", b"create_time", "test", b"test"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "best_epoch", b"best_epoch", "class_names", b"class_names", "create_time", b"create_time", "dataset_digest", b"dataset_digest", "files", b"files", "job", b"job", "name", b"name", "parameter_count", b"parameter_count", "request_digest", b"request_digest", "test", b"test"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["adjusted_test", b"adjusted_test", "create_time", b"create_time", "test", b"test"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["adjusted_test", b"adjusted_test", "aliases", b"aliases", "best_epoch", b"best_epoch", "class_names", b"class_names", "create_time", b"create_time", "dataset_digest", b"dataset_digest", "files", b"files", "job", b"job", "name", b"name", "parameter_count", b"parameter_count", "request_digest", b"request_digest", "test", b"test"]) -> None: ...
 
 global___Model = Model
 

@@ -86,7 +86,9 @@ class Param(google.protobuf.message.Message):
 
     @property
     def active_when(self) -> global___Condition:
-        """The field has an effect only under this condition; set without it, the job gets a warning."""
+        """The field has an effect only under this condition, and under that of the field it names, if
+        that has one; set without it, the job gets a warning.
+        """
 
     @property
     def allowed_when(self) -> global___Condition:

@@ -66,11 +66,11 @@ class _MissingValuesEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._
     MISSING_VALUES_FORWARD_FILL: _MissingValues.ValueType  # 2
     """The last value of the same feature before it, of the same series. Rows of a series before a
     feature's first value are left out, and so are labelled series that begin without one. Labels and
-    prices are not filled: missing ones are refused.
+    prices are not filled: windows that need a missing one have no label.
     """
     MISSING_VALUES_DROP: _MissingValues.ValueType  # 3
-    """Rows without a feature, label or price are left out before windows are formed: those before and
-    after such a row become neighbours.
+    """Rows without a feature are left out before windows are formed: those before and after such a row
+    become neighbours. Windows that need a missing label or price have no label.
     """
 
 class MissingValues(_MissingValues, metaclass=_MissingValuesEnumTypeWrapper):
@@ -82,11 +82,11 @@ MISSING_VALUES_REFUSE: MissingValues.ValueType  # 1
 MISSING_VALUES_FORWARD_FILL: MissingValues.ValueType  # 2
 """The last value of the same feature before it, of the same series. Rows of a series before a
 feature's first value are left out, and so are labelled series that begin without one. Labels and
-prices are not filled: missing ones are refused.
+prices are not filled: windows that need a missing one have no label.
 """
 MISSING_VALUES_DROP: MissingValues.ValueType  # 3
-"""Rows without a feature, label or price are left out before windows are formed: those before and
-after such a row become neighbours.
+"""Rows without a feature are left out before windows are formed: those before and after such a row
+become neighbours. Windows that need a missing label or price have no label.
 """
 global___MissingValues = MissingValues
 
@@ -1891,8 +1891,8 @@ class JobStarted(google.protobuf.message.Message):
     purged_windows: builtins.int
     """Windows left out because they meet two splits or an embargo."""
     unlabelled_windows: builtins.int
-    """Windows left out because they have no label: the rows it looks ahead or back to do not exist, or
-    the price did not move in those that its volatility is taken from.
+    """Windows left out because they have no label: it is missing, rows or prices that it looks ahead or
+    back to do not exist, or the price did not move in those that its volatility is taken from.
     """
     parameter_count: builtins.int
     """Number of trainable parameters."""
@@ -1901,7 +1901,7 @@ class JobStarted(google.protobuf.message.Message):
     unscaled_windows: builtins.int
     """Windows left out because scaling by the rows before takes more rows of their series than exist."""
     dropped_rows: builtins.int
-    """Rows of the table, or labelled series, left out because values are missing."""
+    """Rows of the table, or labelled series, left out because values of features are missing."""
     filled_values: builtins.int
     """Missing values filled with the one before."""
     @property

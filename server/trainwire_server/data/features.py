@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainwire import gaps
+from trainwire.contract import Violation
 from trainwire.v1 import training_pb2
 from trainwire_server.data import scaling, splits, windows
 from trainwire_server.data.samples import Samples
@@ -19,8 +20,8 @@ from trainwire_server.data.suitability import feature_columns
 from trainwire_server.data.table import StoredTable
 from trainwire_server.errors import JobFailure
 
-_RAW_WINDOWS, _RAW_ROWS = 100, 2**14
-"""Most windows whose raw values are kept, and most rows of them in all."""
+_RAW_WINDOWS, _RAW_VALUES = 100, 2**22
+"""Most windows whose raw values are kept, and most values of them in all; one is always kept."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,11 @@ def make_features(
     Raises:
         JobFailure: INVALID_DATA when values cannot be used, with the column.
     """
+    path = f"data.{request.data.WhichOneof('layout')}.feature_columns"
     names = feature_columns(request, stored.types())
-    how = _find_scaling(request, series, taken, length)
-    return _scale(_read_columns(request, stored, names), names, series, how)
+    columns = [scaling.Column(name, path) for name in names]
+    how = _find_scaling(request, series, taken, length, len(names))
+    return _scale(_read_columns(request, stored, columns), names, series, how)
 
 
 def history_rows(request: training_pb2.TrainingRequest) -> int:
@@ -111,11 +114,15 @@ class _Scaling:
 
 
 def _find_scaling(
-    request: training_pb2.TrainingRequest, series: windows.Series, taken: Samples, length: int
+    request: training_pb2.TrainingRequest,
+    series: windows.Series,
+    taken: Samples,
+    length: int,
+    features: int,
 ) -> _Scaling:
     history = history_rows(request)
     train = taken.starts[taken.splits == splits.TRAIN]
-    raw = _pick_held_out(taken, history + length) if history else train[:0]
+    raw = _pick_held_out(taken, (history + length) * features) if history else train[:0]
     return _Scaling(
         fills=request.data.missing_values == training_pb2.MISSING_VALUES_FORWARD_FILL,
         kind=request.data.scaling,
@@ -127,29 +134,41 @@ def _find_scaling(
     )
 
 
-def _pick_held_out(taken: Samples, rows: int) -> npt.NDArray[np.int64]:
-    """Some windows of validation and test, spread evenly; each of so many rows."""
+def _pick_held_out(taken: Samples, values: int) -> npt.NDArray[np.int64]:
+    """Some windows of validation and test, spread evenly; each of so many values."""
     held_out = taken.starts[(taken.splits == splits.VALIDATION) | (taken.splits == splits.TEST)]
-    count = min(len(held_out), _RAW_WINDOWS, max(1, _RAW_ROWS // rows))
+    count = min(len(held_out), _RAW_WINDOWS, max(1, _RAW_VALUES // values))
     return np.asarray(held_out[np.linspace(0, len(held_out) - 1, count).astype(np.int64)])
 
 
-_Column = tuple[str, npt.NDArray[np.float64]]
+_Values = npt.NDArray[np.float64]
 
 
 def _read_columns(
-    request: training_pb2.TrainingRequest, stored: StoredTable, names: list[str]
-) -> Iterator[_Column]:
-    """Each column's name and values, float64 [rows, steps], one at a time."""
-    if request.data.WhichOneof("layout") == "windows":
-        yield from ((name, stored.numbers(name)[:, np.newaxis]) for name in names)
-        return
+    request: training_pb2.TrainingRequest, stored: StoredTable, columns: list[scaling.Column]
+) -> Iterator[tuple[scaling.Column, _Values]]:
+    """Each column and its values, float64 [rows, steps], one at a time."""
+    is_list = request.data.WhichOneof("layout") == "samples"
     steps: dict[int, str] = {}
-    for name in names:
-        values = stored.lists(name)
+    for column in columns:
+        name = column.name
+        values = stored.lists(name) if is_list else stored.numbers(name)[:, np.newaxis]
         steps.setdefault(values.shape[1], name)
         _refuse_unequal_channels(steps)
-        yield name, values
+        _refuse_infinite(column, values)
+        yield column, values
+
+
+def _refuse_infinite(column: scaling.Column, values: _Values) -> None:
+    """In rows that are left out too: predictions, which read whole columns, refuse them as well."""
+    rows = np.flatnonzero(np.isinf(values).any(axis=1))
+    if len(rows):
+        raise JobFailure(
+            training_pb2.FAILURE_REASON_INVALID_DATA,
+            f"column {column.name!r} has infinite values in {len(rows)} rows, the first in row "
+            f"{rows[0]} of the table (counted from 0); allowed: finite values",
+            (Violation(column.path, "infinite values are refused"),),
+        )
 
 
 def _refuse_unequal_channels(steps: dict[int, str]) -> None:
@@ -162,34 +181,37 @@ def _refuse_unequal_channels(steps: dict[int, str]) -> None:
 
 
 def _scale(
-    columns: Iterator[_Column], names: list[str], series: windows.Series, how: _Scaling
+    columns: Iterator[tuple[scaling.Column, _Values]],
+    names: list[str],
+    series: windows.Series,
+    how: _Scaling,
 ) -> Features:
     count = len(names)
     features = np.empty((0, count), dtype=np.float32)
     raw = np.empty((*how.raw_rows.shape, count))
     scalers, filled = [], 0
-    for index, (name, column) in enumerate(columns):
-        values = np.take(column, series.order, axis=0)
+    for index, (column, as_stored) in enumerate(columns):
+        values = np.take(as_stored, series.order, axis=0)
         if index == 0:
             features = np.empty((values.size, count), dtype=np.float32)
         filled += gaps.fill(values.reshape(-1)) if how.fills else 0
         raw[:, :, index] = values[how.raw_rows, 0]
-        features[:, index], scaler = _scale_column(name, values, how)
+        features[:, index], scaler = _scale_column(column, values, how)
         scalers.append(scaler)
     kept = RawWindows(how.raw_starts, raw) if how.history else None
     return Features(names, features, scalers, kept, filled)
 
 
 def _scale_column(
-    name: str, values: npt.NDArray[np.float64], how: _Scaling
+    column: scaling.Column, values: _Values, how: _Scaling
 ) -> tuple[npt.NDArray[np.float32], scaling.Scaler]:
     """A feature of [rows, steps] as float32 [rows x steps], and what leads back to its values."""
     if how.kind == training_pb2.SCALING_ROLLING:
-        scaled = scaling.roll(name, values[:, 0], how.history + 1, how.has_history)
+        scaled = scaling.roll(column, values[:, 0], how.history + 1, how.has_history)
         # It is 0 where a feature stays as it is, and nowhere else for all of a stretch.
         constant = not scaled[how.train_rows].any()
         return scaled, replace(scaling.UNSCALED, constant=constant)
     scaler = scaling.UNSCALED
     if how.kind != training_pb2.SCALING_NONE:
-        scaler = scaling.fit(name, values[how.train_rows].reshape(-1))
-    return scaling.scale(name, values.reshape(-1), scaler), scaler
+        scaler = scaling.fit(column, values[how.train_rows].reshape(-1))
+    return scaling.scale(column, values.reshape(-1), scaler), scaler

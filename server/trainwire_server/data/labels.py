@@ -80,7 +80,8 @@ def label_by_column(series: Series, codes: Integers, names: list[str], horizon: 
 
     Args:
         series: the rows' order.
-        codes: int64 [rows], index into `names` of each row of the table (in the table's order).
+        codes: int64 [rows], index into `names` of each row of the table (in the table's order);
+            UNLABELLED where it is missing.
         names: the distinct values, sorted.
         horizon: rows ahead that the labels were computed from; ends with the series.
 
@@ -93,9 +94,10 @@ def label_by_column(series: Series, codes: Integers, names: list[str], horizon: 
             f"the label column has {len(names)} distinct values; allowed: at most {MOST_CLASSES}",
             (Violation("data.column.name", f"allowed: at most {MOST_CLASSES} classes"),),
         )
-    every, none = np.ones(series.row_count, dtype=np.bool_), np.empty(0, dtype=np.int64)
-    spans = Spans(every, _last_rows(series, horizon), looks_back=0, flat_rows=none)
-    return Labels(names, codes[series.order], spans)
+    classes, none = codes[series.order], np.empty(0, dtype=np.int64)
+    labelled = classes != UNLABELLED
+    spans = Spans(labelled, _last_rows(series, horizon), looks_back=0, flat_rows=none)
+    return Labels(names, classes, spans)
 
 
 @dataclass(frozen=True)
@@ -122,21 +124,27 @@ class PricedRows:
 
 
 def price_rows(
-    series: Series, prices: Reals, horizon: int, volatility_window: int = 0
+    series: Series,
+    prices: Reals,
+    horizon: int,
+    volatility_window: int = 0,
+    *,
+    whole_path: bool = False,
 ) -> PricedRows:
     """The rows whose labels a price can make.
 
     Rows are unlabelled whose t + horizon lies beyond their series and, where returns are scaled,
     those with fewer than `volatility_window` rows of their series before them or without a
-    volatility.
+    volatility; and those that need a missing price.
 
     Args:
         series: the rows' order.
-        prices: float64 [rows], in the table's order; finite and greater than 0
-            (`returns.refuse_bad_prices`).
+        prices: float64 [rows], in the table's order; finite and greater than 0, or NaN where
+            missing (`returns.refuse_bad_prices`).
+        whole_path: whether labels need all prices up to the horizon, not its last alone.
     """
     ordered = prices[series.order]
-    moves = find_moves(series, ordered, horizon, volatility_window)
+    moves = find_moves(series, ordered, horizon, volatility_window, whole_path=whole_path)
     labelled = np.zeros(series.row_count, dtype=np.bool_)
     labelled[moves.rows] = True
     spans = Spans(labelled, _last_rows(series, horizon), volatility_window, moves.flat)

@@ -11,6 +11,7 @@ from trainwire import contract
 from trainwire.contract import Violation
 from trainwire.v1 import training_pb2
 from trainwire_server.data import splits, strata
+from trainwire_server.data.labels import UNLABELLED
 from trainwire_server.data.table import StoredTable
 from trainwire_server.data.windows import Series
 from trainwire_server.errors import JobFailure, listed
@@ -25,7 +26,8 @@ class Partition:
     """Where each row belongs.
 
     Attributes:
-        blocks: int8 [rows], TRAIN, VALIDATION, TEST, or LEFT_OUT for embargoed rows.
+        blocks: int8 [rows], TRAIN, VALIDATION, TEST, or LEFT_OUT for embargoed rows and for those
+            without a class that chance could deal out.
         by_order: whether the order of rows decided.
         warnings: what the job is to be warned of.
     """
@@ -70,16 +72,19 @@ def _by_class(
     classes, class_names = _read_classes(request, stored, series)
     train, validation = split.train_fraction, split.validation_fraction
     shares = (train, validation, 1 - train - validation)
-    parts, whole = strata.stratify(classes, shares, request.trainer.seed)
+    blocks = np.full(series.row_count, splits.LEFT_OUT, dtype=np.int8)
+    rows = np.flatnonzero(classes != UNLABELLED)
+    parts, whole = strata.stratify(classes[rows], shares, request.trainer.seed)
     names = [class_names[index] for index in whole]
     # The parts are in the order of the blocks: TRAIN, VALIDATION, TEST.
-    return Partition(parts.astype(np.int8), warnings=_warn_of_whole("data.stratified", names, 3))
+    blocks[rows] = parts
+    return Partition(blocks, warnings=_warn_of_whole("data.stratified", names, 3))
 
 
 def _read_classes(
     request: training_pb2.TrainingRequest, stored: StoredTable, series: Series
 ) -> tuple[npt.NDArray[np.int64], list[str]]:
-    """Class index of each row, and the names."""
+    """Class index of each row, UNLABELLED where it is missing, and the names."""
     codes, names = stored.codes(request.data.column.name)
     return codes[series.order], names
 
@@ -140,7 +145,7 @@ def _hold_out(
 ) -> Partition:
     """Takes the validation samples from those that train, class by class."""
     share = request.data.split_column.validation_fraction
-    rows = np.flatnonzero(blocks == splits.TRAIN)
+    rows = np.flatnonzero((blocks == splits.TRAIN) & (classes != UNLABELLED))
     parts, whole = strata.stratify(classes[rows], (1 - share, share), request.trainer.seed)
     # The parts are in the order of the blocks: TRAIN, VALIDATION.
     blocks[rows] = parts

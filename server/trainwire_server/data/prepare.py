@@ -50,14 +50,14 @@ class Prepared:
         mean, scale: float64 [features]; a feature was scaled as (x - mean) / scale, before it was
             scaled by the rows before, if it was.
         purged_windows: windows left out because they meet two splits or an embargo.
-        unlabelled_windows: windows left out because they have no label: rows that it is computed
-            from do not exist, or their price has no volatility.
+        unlabelled_windows: windows left out because they have no label: it, or a price or row that
+            it is computed from, is missing, or their price has no volatility.
         thresholds: what made classes of returns; None where a column holds the label.
         history: rows before a window that its rows are scaled by; features are NaN in rows that
             have fewer rows before them.
         raw_windows: some of the windows; None without history.
         unscaled_windows: windows left out because the history of their rows does not exist.
-        dropped_rows: rows of the table left out because they lack values.
+        dropped_rows: rows of the table left out because they lack a feature.
         filled_values: values taken from the row before.
     """
 
@@ -82,7 +82,7 @@ class Prepared:
 
 
 def prepare(request: training_pb2.TrainingRequest, table: Path) -> Prepared:
-    """Leave out rows that lack values, split, purge, label, fit the scaler on training rows, scale.
+    """Leave out rows with gaps, split, purge, label, fit the scaler on training rows, scale.
 
     Labels come after splits, because some are made of what the training rows say.
 
@@ -99,7 +99,7 @@ def prepare(request: training_pb2.TrainingRequest, table: Path) -> Prepared:
     spans, label = _read_target(request, stored, series)
     length, history = _rows_per_sample(request), history_rows(request)
     places = samples.place_samples(series, spans, cut.blocks, length, history)
-    samples.refuse_empty_splits(request, cut.blocks, places)
+    samples.refuse_empty_splits(request, series, cut.blocks, places)
     labelled = label(places.label_rows[places.splits == splits.TRAIN])
     taken = samples.take_samples(places, labelled)
     samples.refuse_single_class(request, taken)
@@ -136,8 +136,12 @@ def _read_target(
         labelled = labels.label_by_column(series, codes, names, target.horizon)
         return labelled.spans, lambda _: labelled
     prices = stored.numbers(target.column)
-    returns.refuse_bad_prices(series, prices, target.column_path)
-    priced = labels.price_rows(series, prices, target.horizon, target.volatility_window)
+    may_lack = target.column in stored.gaps
+    returns.refuse_bad_prices(series, prices, target.column_path, may_lack=may_lack)
+    barriers = target.member == "triple_barrier"
+    priced = labels.price_rows(
+        series, prices, target.horizon, target.volatility_window, whole_path=barriers
+    )
     return priced.spans, partial(_label_by_price, request.data, priced)
 
 

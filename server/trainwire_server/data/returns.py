@@ -31,8 +31,8 @@ class Moves:
     """The rows that have a future to tell of, and the unit in which it is told.
 
     Attributes:
-        rows: int64 [n], ascending: rows with `horizon` rows of their series after them and, where
-            returns are scaled, a volatility.
+        rows: int64 [n], ascending: rows with `horizon` rows of their series after them, all prices
+            that are needed and, where returns are scaled, a volatility.
         units: float64 [n], the relative return that counts as 1: the volatility over the horizon,
             or 1 where returns are not scaled.
         flat: int64 [m], ascending: rows that lack nothing but a volatility, because the price did
@@ -44,19 +44,21 @@ class Moves:
     flat: Rows
 
 
-def refuse_bad_prices(series: Series, prices: Reals, path: str) -> None:
+def refuse_bad_prices(series: Series, prices: Reals, path: str, *, may_lack: bool = False) -> None:
     """Prices must be finite and greater than 0.
 
     Args:
         series: the rows that count.
         prices: float64 [rows], in the table's order.
         path: the field that names the column.
+        may_lack: whether some may be NaN, which is missing.
 
     Raises:
         JobFailure: INVALID_DATA, with the first row concerned.
     """
     rows = np.sort(series.order)
-    bad = rows[~((prices[rows] > 0) & np.isfinite(prices[rows]))]
+    usable = (prices[rows] > 0) & np.isfinite(prices[rows])
+    bad = rows[~(usable | np.isnan(prices[rows]) if may_lack else usable)]
     if not len(bad):
         return
     raise JobFailure(
@@ -67,24 +69,42 @@ def refuse_bad_prices(series: Series, prices: Reals, path: str) -> None:
     )
 
 
-def find_moves(series: Series, prices: Reals, horizon: int, volatility_window: int) -> Moves:
+def find_moves(
+    series: Series,
+    prices: Reals,
+    horizon: int,
+    volatility_window: int,
+    *,
+    whole_path: bool = False,
+) -> Moves:
     """The rows with a return over the horizon, and its unit.
 
     The volatility of a row is the sample deviation of its last `volatility_window` one-row returns,
     which ends with the row itself, times sqrt(horizon).
 
     Args:
-        prices: float64 [rows].
+        prices: float64 [rows]; NaN where missing.
         volatility_window: rows; 0 for relative returns.
+        whole_path: whether all prices up to the horizon are needed, not its last alone.
     """
     rows = np.arange(series.row_count, dtype=np.int64)
     rows = rows[(rows + horizon < series.ends) & (series.places >= volatility_window)]
+    ahead = rows + (1 if whole_path else horizon)
+    lacking = _count_missing(prices, rows - volatility_window, rows + 1)
+    lacking += _count_missing(prices, ahead, rows + horizon + 1)
+    rows = rows[lacking == 0]
     if not volatility_window:
         return Moves(rows, np.ones(len(rows)), rows[:0])
     # With its series' first rows left out, every row counts from the window before it.
     deviations = _deviations(prices, volatility_window)[rows - volatility_window]
     moving = np.isfinite(deviations) & (deviations > _ROUNDING)
     return Moves(rows[moving], deviations[moving] * np.sqrt(horizon), rows[~moving])
+
+
+def _count_missing(prices: Reals, firsts: Rows, ends: Rows) -> Rows:
+    """Missing prices from each first row to before its end."""
+    before = np.concatenate(([0], np.cumsum(np.isnan(prices)))).astype(np.int64)
+    return np.asarray(before[ends] - before[firsts])
 
 
 def _deviations(prices: Reals, window: int) -> Reals:

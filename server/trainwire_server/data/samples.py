@@ -120,7 +120,10 @@ def take_samples(places: Places, labelled: labels.Labels) -> Samples:
 
 
 def refuse_empty_splits(
-    request: training_pb2.TrainingRequest, blocks: npt.NDArray[np.int8], places: Places
+    request: training_pb2.TrainingRequest,
+    series: windows.Series,
+    blocks: npt.NDArray[np.int8],
+    places: Places,
 ) -> None:
     """Every split needs a sample.
 
@@ -137,8 +140,8 @@ def refuse_empty_splits(
     )
     raise JobFailure(
         training_pb2.FAILURE_REASON_EMPTY_SPLIT,
-        f"{found}. {_explain(request, places)}Upload more rows or change the fields named.",
-        tuple(_empty_split_remedies(request, places, empty)),
+        f"{found}. {_explain(request, series, places)}Upload more rows or change the fields named.",
+        tuple(_empty_split_remedies(request, series, places, empty)),
     )
 
 
@@ -146,9 +149,15 @@ def _noun(request: training_pb2.TrainingRequest) -> str:
     return "window" if request.data.WhichOneof("layout") == "windows" else "sample"
 
 
-def _explain(request: training_pb2.TrainingRequest, places: Places) -> str:
+def _explain(request: training_pb2.TrainingRequest, series: windows.Series, places: Places) -> str:
     """What takes rows away; sentences with a space after each."""
-    texts = (_explain_split(request), _explain_span(request), _explain_unlabelled(places))
+    texts = (
+        series.describe_left_out(),
+        _explain_split(request),
+        _explain_span(request),
+        _explain_unscaled(request, places),
+        _explain_unlabelled(request, places),
+    )
     return "".join(f"{text}. " for text in texts if text)
 
 
@@ -174,23 +183,39 @@ def _explain_span(request: training_pb2.TrainingRequest) -> str:
     return f"A window with its label takes {rows} rows ({parts}), all of one split"
 
 
-def _explain_unlabelled(places: Places) -> str:
+def _explain_unscaled(request: training_pb2.TrainingRequest, places: Places) -> str:
+    if not places.unscaled:
+        return ""
+    rows = request.data.scaling_window
+    return f"{places.unscaled} windows have no history of scaling_window ({rows}) rows"
+
+
+def _explain_unlabelled(request: training_pb2.TrainingRequest, places: Places) -> str:
     if not places.unlabelled:
         return ""
+    target, noun = find_target(request), _noun(request)
+    if not target.is_price:
+        return f"{places.unlabelled} {noun}s have no label, because it is missing"
     flat = f", or, of {places.flat}, the price did not move" if places.flat else ""
     return (
-        f"{places.unlabelled} windows have no label, because rows that it is computed from do not "
-        f"exist{flat}"
+        f"{places.unlabelled} {noun}s have no label, because rows or prices that it is computed "
+        f"from do not exist{flat}"
     )
 
 
 def _empty_split_remedies(
-    request: training_pb2.TrainingRequest, places: Places, empty: list[int]
+    request: training_pb2.TrainingRequest,
+    series: windows.Series,
+    places: Places,
+    empty: list[int],
 ) -> list[Violation]:
-    remedies = {}
+    remedies, target = series.left_out_remedies(), find_target(request)
+    if places.unscaled:
+        remedies["data.scaling_window"] = "a shorter history leaves out fewer windows"
+    if places.unlabelled and not target.is_price:
+        remedies[target.column_path] = "more rows with a label are needed"
     if _noun(request) == "window":
-        target = find_target(request)
-        remedies = {
+        remedies |= {
             "data.windows.sequence_length": "shorter windows fit into fewer rows",
             target.horizon_path: "a shorter horizon takes fewer rows",
         }

@@ -8,8 +8,22 @@ import numpy as np
 import numpy.typing as npt
 
 from trainwire import rolling
+from trainwire.contract import Violation
 from trainwire.v1 import training_pb2
 from trainwire_server.errors import JobFailure
+
+
+@dataclass(frozen=True)
+class Column:
+    """A feature as error messages name it.
+
+    Attributes:
+        name: the column.
+        path: the request's field that chooses it.
+    """
+
+    name: str
+    path: str
 
 
 @dataclass(frozen=True)
@@ -29,11 +43,11 @@ _ROWS = 2**16
 """Scaled at once by the rows before: temporaries stay in the processor's cache."""
 
 
-def fit(name: str, values: npt.NDArray[np.float64]) -> Scaler:
+def fit(column: Column, values: npt.NDArray[np.float64]) -> Scaler:
     """Mean and population standard deviation of a feature's training rows.
 
     Args:
-        name: the column, for error messages.
+        column: for error messages.
         values: float64 [training rows], each row once.
 
     Raises:
@@ -45,16 +59,18 @@ def fit(name: str, values: npt.NDArray[np.float64]) -> Scaler:
     with np.errstate(over="ignore", invalid="ignore"):
         mean, deviation = float(values.mean()), float(values.std())
     if not np.isfinite([mean, deviation]).all():
-        raise _too_large(name, f"its standard deviation is not finite (mean {mean})")
+        raise _too_large(column, f"its standard deviation is not finite (mean {mean})")
     # Differences so small that their squares vanish: as good as constant.
     return Scaler(mean, deviation or 1.0, constant=deviation == 0)
 
 
-def scale(name: str, values: npt.NDArray[np.float64], scaler: Scaler) -> npt.NDArray[np.float32]:
+def scale(
+    column: Column, values: npt.NDArray[np.float64], scaler: Scaler
+) -> npt.NDArray[np.float32]:
     """The scaled feature, float32 [rows]; computed in float64, so that large offsets keep detail.
 
     Args:
-        name: the column, for error messages.
+        column: for error messages.
         values: float64 [rows].
         scaler: what `fit` gave, or UNSCALED.
 
@@ -65,12 +81,12 @@ def scale(name: str, values: npt.NDArray[np.float64], scaler: Scaler) -> npt.NDA
         scaled = ((values - scaler.mean) / scaler.scale).astype(np.float32)
     bad = np.flatnonzero(~np.isfinite(scaled))
     if len(bad):
-        raise _too_large(name, f"{len(bad)} values, the first {values[bad[0]]}")
+        raise _too_large(column, f"{len(bad)} values, the first {values[bad[0]]}")
     return scaled
 
 
 def roll(
-    name: str,
+    column: Column,
     values: npt.NDArray[np.float64],
     window: int,
     has_history: npt.NDArray[np.bool_],
@@ -78,7 +94,7 @@ def roll(
     """The feature scaled by the `window` rows that end with each row (`trainwire.rolling`).
 
     Args:
-        name: the column, for error messages.
+        column: for error messages.
         values: float64 [rows], series one after the other.
         window: rows to scale by, at least 2.
         has_history: bool [rows], rows with `window` rows of their series up to them.
@@ -98,13 +114,14 @@ def roll(
     bad = np.flatnonzero(has_history & ~np.isfinite(scaled))
     if len(bad):
         largest = np.abs(values[bad[0] - window + 1 : bad[0] + 1]).max()
-        raise _too_large(name, f"{len(bad)} rows, the first by rows with values of {largest}")
+        raise _too_large(column, f"{len(bad)} rows, the first by rows with values of {largest}")
     return scaled
 
 
-def _too_large(name: str, what: str) -> JobFailure:
+def _too_large(column: Column, what: str) -> JobFailure:
     return JobFailure(
         training_pb2.FAILURE_REASON_INVALID_DATA,
-        f"column {name!r} holds values that are not finite 32-bit floats once scaled: {what}; "
-        "rescale, clip or leave out the column",
+        f"column {column.name!r} holds values that are not finite 32-bit floats once scaled: "
+        f"{what}; rescale, clip or leave out the column",
+        (Violation(column.path, "values must be finite 32-bit floats once scaled"),),
     )

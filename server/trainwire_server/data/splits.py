@@ -58,9 +58,8 @@ def _cut_by_time(instants: npt.NDArray[np.int64], fractions: Fractions) -> npt.N
 
 def _cut_by_position(series: Series, fractions: Fractions) -> npt.NDArray[np.int8]:
     lengths = series.lengths
-    offsets = np.arange(series.row_count) - np.repeat(series.bounds[:-1], lengths)
     first, second = (np.repeat(cut, lengths) for cut in _positions(fractions, lengths))
-    return _blocks(offsets, first, second)
+    return _blocks(series.places, first, second)
 
 
 def _blocks(

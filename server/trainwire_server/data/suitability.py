@@ -49,8 +49,13 @@ _FLOAT_LABEL_HINT = (
 _LIST_FEATURE_HINT = "; lists are channels of labelled series: choose data.samples"
 _CSV_HINT = "; CSV has no lists: upload Arrow or Parquet, or .ts and .tsv files by the client"
 _FILL_OR_DROP = "let data.missing_values fill or drop missing ones"
-_DROP = "let data.missing_values drop these rows"
-_WAYS_OUT = {"feature": _FILL_OR_DROP, "channel": _FILL_OR_DROP, "label": _DROP, "price": _DROP}
+_UNLABELLED = "with data.missing_values FORWARD_FILL or DROP such rows have no label"
+_WAYS_OUT = {
+    "feature": _FILL_OR_DROP,
+    "channel": _FILL_OR_DROP,
+    "label": _UNLABELLED,
+    "price": _UNLABELLED,
+}
 _MOST_NAMES = 20
 
 
@@ -76,6 +81,7 @@ def check(request: training_pb2.TrainingRequest, dataset: dataset_pb2.Dataset) -
     path, role = _features_path(request), _feature_role(request)
     uses = [*_role_uses(request), *(_Use(path, role, name) for name in features)]
     found = [*_broken_size(request, dataset), *_broken_volatility(request)]
+    found += _broken_stop_loss(request)
     allowed = roles_with_gaps(request)
     for use in uses:
         found += _broken_column(use, columns, dataset, may_lack=use.role in allowed)
@@ -108,12 +114,10 @@ def feature_columns(
 def roles_with_gaps(request: training_pb2.TrainingRequest) -> tuple[str, ...]:
     """What columns with missing values may be used for, by the request's `missing_values`.
 
-    What labels are made of is never made up.
+    What labels are made of is never made up: windows that need what is missing have no label.
     """
-    policy, features = request.data.missing_values, ("feature", "channel")
-    if policy == training_pb2.MISSING_VALUES_DROP:
-        return (*features, "label", "price")
-    return features if policy == training_pb2.MISSING_VALUES_FORWARD_FILL else ()
+    refused = request.data.missing_values == training_pb2.MISSING_VALUES_REFUSE
+    return () if refused else ("feature", "channel", "label", "price")
 
 
 def _feature_role(request: training_pb2.TrainingRequest) -> str:
@@ -174,6 +178,18 @@ def _broken_volatility(request: training_pb2.TrainingRequest) -> Iterator[Violat
             target.volatility_path,
             "1 is not allowed, because the deviation of one return is nothing; "
             "allowed: 0 for relative returns, or at least 2",
+        )
+
+
+def _broken_stop_loss(request: training_pb2.TrainingRequest) -> Iterator[Violation]:
+    """Of a barrier that no price above 0 passes, so that nothing would be SELL."""
+    barriers = request.data.triple_barrier
+    is_chosen = request.data.WhichOneof("target") == "triple_barrier"
+    if is_chosen and barriers.volatility_window == 0 and barriers.stop_loss >= 1:
+        yield Violation(
+            "data.triple_barrier.stop_loss",
+            f"{barriers.stop_loss:g} is not allowed, because at volatility_window 0 it is a share "
+            "of the price; allowed: below 1",
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,9 @@ import numpy.typing as npt
 
 from trainwire.contract import Violation
 from trainwire.v1 import training_pb2
-from trainwire_server.errors import JobFailure
+from trainwire_server.errors import JobFailure, listed
+
+_MOST_NAMES = 10
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class Series:
         names: name of each series; empty for a table that is one series.
         instants: int64 [rows], rank of each row's time among all times (equal times have equal
             ranks), or None without a time column.
-        left_out: rows of the table that are in no series, because they lack values.
+        left_out: rows of the table that are in no series, because they lack features.
+        lacking: the features that they lack.
     """
 
     order: npt.NDArray[np.int64]
@@ -31,6 +34,7 @@ class Series:
     names: list[str]
     instants: npt.NDArray[np.int64] | None
     left_out: int = 0
+    lacking: list[str] = field(default_factory=list)
 
     @property
     def row_count(self) -> int:
@@ -55,6 +59,19 @@ class Series:
     def describe(self, index: int) -> str:
         """A series as an error message names it."""
         return f"series {self.names[index]!r}" if self.names else "the table"
+
+    def describe_left_out(self) -> str:
+        """The rows in no series as an error message tells of them; empty where there are none."""
+        if not self.left_out:
+            return ""
+        names = listed([repr(name) for name in self.lacking], _MOST_NAMES)
+        return f"{self.left_out} rows are left out, because values of {names} are missing"
+
+    def left_out_remedies(self) -> dict[str, str]:
+        """The field that rows are left out by, and what would help; empty where there are none."""
+        if not self.left_out:
+            return {}
+        return {"data.missing_values": "rows with all features, or fewer features, are needed"}
 
 
 def arrange(
@@ -105,11 +122,12 @@ def _refuse_equal_times(
     )
 
 
-def keep_rows(series: Series, kept: npt.NDArray[np.bool_]) -> Series:
+def keep_rows(series: Series, kept: npt.NDArray[np.bool_], lacking: list[str]) -> Series:
     """The series with some of their rows alone, which become neighbours.
 
     Args:
         kept: bool [rows].
+        lacking: the features for lack of which the others are left out.
     """
     before = np.concatenate(([0], np.cumsum(kept))).astype(np.int64)
     instants = None
@@ -122,6 +140,7 @@ def keep_rows(series: Series, kept: npt.NDArray[np.bool_]) -> Series:
         names=series.names,
         instants=instants,
         left_out=series.left_out + int((~kept).sum()),
+        lacking=[*series.lacking, *lacking],
     )
 
 
@@ -151,17 +170,16 @@ def _refuse_short_series(series: Series, sequence_length: int, history: int) -> 
     shown = ", ".join(f"{series.describe(i)} has {lengths[i]} rows" for i in short[:5])
     more = f" (and {len(short) - 5} more series)" if len(short) > 5 else ""
     remedies = _remedies(sequence_length, history, int(lengths.min()))
-    changes = "".join(f", or set {field} to at most {most}" for field, most in remedies.items())
+    changes = "".join(f", or set {path} to at most {most}" for path, most in remedies.items())
+    without = f" ({series.describe_left_out()})" if series.left_out else ""
+    fields = {path: f"allowed: at most {most}" for path, most in remedies.items()}
+    fields |= series.left_out_remedies()
     raise JobFailure(
         training_pb2.FAILURE_REASON_GROUP_TOO_SHORT,
-        f"{shown}{more}{_without(series)}, but a window takes "
+        f"{shown}{more}{without}, but a window takes "
         f"{_rows_taken(sequence_length, history)}; drop series with fewer rows{changes}",
-        tuple(Violation(path, f"allowed: at most {most}") for path, most in remedies.items()),
+        tuple(Violation(path, why) for path, why in fields.items()),
     )
-
-
-def _without(series: Series) -> str:
-    return f" ({series.left_out} rows that lack values left out)" if series.left_out else ""
 
 
 def _rows_taken(sequence_length: int, history: int) -> str:

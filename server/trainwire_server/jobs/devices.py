@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Sequence
 
 import structlog
 
@@ -24,6 +25,11 @@ class Devices:
     async def found(self) -> system_pb2.SystemInfo:
         """torch's version and the devices; waits for the probe that began with the server."""
         return await asyncio.shield(self._probe)
+
+    @property
+    def known(self) -> Sequence[system_pb2.DeviceInfo]:
+        """The devices, as far as they are known by now."""
+        return self._probe.result().devices if self._probe.done() else ()
 
     async def names(self) -> list[str]:
         """torch's names of the devices, the CPU first."""

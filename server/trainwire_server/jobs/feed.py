@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 
 from trainwire.v1 import training_pb2
@@ -24,12 +25,14 @@ class Feed:
         self.version = 0
         self.progress: training_pb2.TrainingEvent | None = None
         self.ended = False
+        self._published = 0.0
         self._newest: list[training_pb2.TrainingEvent] = []
         self._waiters: set[asyncio.Future[bool]] = set()
 
     def publish(self, event: training_pb2.TrainingEvent) -> None:
         """Show every watcher a stored event."""
         self._newest.append(event)
+        self._published = time.monotonic()
         if len(self._newest) > 2 * _KEPT:
             del self._newest[:_KEPT]
         self.show(None)
@@ -49,6 +52,12 @@ class Feed:
         if not self._newest or self._newest[0].sequence > sequence + 1:
             return None
         return self._newest[sequence + 1 - self._newest[0].sequence :]
+
+    def age(self, event: training_pb2.TrainingEvent) -> float | None:
+        """Seconds since an event was published; None unless it is the newest."""
+        if not self._newest or self._newest[-1].sequence != event.sequence:
+            return None
+        return time.monotonic() - self._published
 
     def _wake(self) -> None:
         self.version += 1

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import structlog
 
 from trainwire_server.errors import RequestError
+from trainwire_server.identity import call_fields
 
 _T = TypeVar("_T")
 
@@ -27,4 +28,4 @@ def _hear(task: asyncio.Task[Any]) -> None:
     """Take an error that nobody waits for: what the caller did wrong is forgotten with the call."""
     error = None if task.cancelled() else task.exception()
     if error is not None and not isinstance(error, RequestError):
-        structlog.get_logger().error("rpc.error", exc_info=error)
+        structlog.get_logger().error("rpc.error", exc_info=error, **call_fields())

@@ -195,6 +195,17 @@ def is_terminal(event: training_pb2.TrainingEvent) -> bool:
     return event.WhichOneof("event") in _TERMINAL_EVENTS
 
 
+def waited_seconds(queued: training_pb2.TrainingJob, begun: training_pb2.TrainingJob) -> float:
+    """How long a job has waited this time, from the job as it waited and as it began."""
+    nanoseconds = begun.start_time.ToNanoseconds() - queued.update_time.ToNanoseconds()
+    return max(nanoseconds / 1e9, 0.0)  # clocks are set back now and then
+
+
+def state_text(job: training_pb2.TrainingJob) -> str:
+    """The job's state as a metric has it, such as "running"."""
+    return training_pb2.JobState.Name(job.state).removeprefix("JOB_STATE_").lower()
+
+
 def _copy(job: training_pb2.TrainingJob) -> training_pb2.TrainingJob:
     copy = training_pb2.TrainingJob()
     copy.CopyFrom(job)

@@ -17,6 +17,7 @@ from trainwire_server.jobs import job as jobs
 from trainwire_server.jobs.feed import Feed
 from trainwire_server.jobs.log_lines import ending
 from trainwire_server.jobs.store import Store
+from trainwire_server.meters import Meters
 
 _T = TypeVar("_T")
 _BATCH = 256
@@ -32,6 +33,7 @@ class Active:
         execution: its training process, while it has one.
         losses: processes lost since the last finished epoch.
         started: what its log's `started` event says, if it has one.
+        epoch: the last one since the server's start.
     """
 
     job: training_pb2.TrainingJob
@@ -40,6 +42,7 @@ class Active:
     execution: Execution | None = None
     losses: int = 0
     started: training_pb2.JobStarted | None = None
+    epoch: training_pb2.EpochCompleted | None = None
 
 
 class Ledger:
@@ -47,9 +50,16 @@ class Ledger:
 
     Args:
         on_end: called when a job has ended.
+        meters: told what happens to jobs.
     """
 
-    def __init__(self, store: Store, on_end: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        on_end: Callable[[], None] = lambda: None,
+        meters: Meters | None = None,
+    ) -> None:
+        self.meters = meters or Meters()
         self._store = store
         self._on_end = on_end
         self._active: dict[str, Active] = {}
@@ -97,6 +107,8 @@ class Ledger:
     async def change(self, active: Active, job: training_pb2.TrainingJob) -> None:
         """Store a job that has changed without an event; to be called with its lock held."""
         await self._store.save(job)
+        if job.state == training_pb2.JOB_STATE_RUNNING:
+            self.meters.job_began(jobs.waited_seconds(active.job, job))
         active.job = job
 
     async def record(
@@ -120,10 +132,13 @@ class Ledger:
         active.job = job
         if stamped.HasField("started"):
             active.started = stamped.started
-        active.losses = 0 if stamped.HasField("epoch") else active.losses
+        if stamped.HasField("epoch"):
+            active.losses, active.epoch = 0, stamped.epoch
+            self.meters.epoch_ended(stamped.epoch.seconds)
         if jobs.is_terminal(stamped):
             del self._active[job.name]
             self._log.info("job.ended", job=job.name, **ending(job))
+            self.meters.job_ended(jobs.state_text(job))
             self._on_end()
         active.feed.publish(stamped)
 

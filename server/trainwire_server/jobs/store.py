@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +23,7 @@ from trainwire.v1 import dataset_pb2, model_pb2, training_pb2
 from trainwire_server.errors import InvalidRequest, ModelInUse, NotFound, listed
 from trainwire_server.jobs import database
 from trainwire_server.jobs.database import transaction
+from trainwire_server.meters import Meters
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -40,7 +42,8 @@ class Store:
     Whatever writes raises StorageFull when there is no room, and has then written nothing.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, meters: Meters | None = None) -> None:
+        self._meters = meters or Meters()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         try:
             self._connection = self._thread.submit(database.connect, path).result()
@@ -66,6 +69,22 @@ class Store:
         # A caller that is cancelled must not leave before what it asked for is done.
         return await asyncio.shield(work)
 
+    async def _write(
+        self,
+        function: Callable[Concatenate[sqlite3.Connection, _P], _T],
+        *args: _P.args,
+        **kwargs: _P.kwargs,
+    ) -> _T:
+        """Call a function that is one transaction, from its begin to the disk."""
+
+        def timed(connection: sqlite3.Connection) -> _T:
+            begun = time.perf_counter()
+            result = function(connection, *args, **kwargs)
+            self._meters.transaction_ended(time.perf_counter() - begun)
+            return result
+
+        return await self._call(timed)
+
     # -------------------------------------------------------------------- jobs
 
     async def create_job(
@@ -75,7 +94,7 @@ class Store:
         events: Sequence[training_pb2.TrainingEvent],
     ) -> None:
         """Store a new job with the first events of its log."""
-        await self._call(_create_job, job, request, events)
+        await self._write(_create_job, job, request, events)
 
     async def save(
         self,
@@ -84,7 +103,7 @@ class Store:
         model: model_pb2.Model | None = None,
     ) -> None:
         """Store a changed job, with the event that changed it and the model it made."""
-        await self._call(_save, job, event, model)
+        await self._write(_save, job, event, model)
 
     async def job(self, name: str) -> training_pb2.TrainingJob | None:
         """The job of this name, or None."""
@@ -124,11 +143,11 @@ class Store:
 
     async def delete_job(self, name: str) -> None:
         """Delete a job with its events."""
-        await self._call(_delete, "delete_job", name)
+        await self._write(_delete, "delete_job", name)
 
     async def delete_job_and_model(self, job: training_pb2.TrainingJob) -> bool:
         """Delete a job with its events and its model, unless that has an alias; whether it did."""
-        return await self._call(_delete_job_and_model, job)
+        return await self._write(_delete_job_and_model, job)
 
     async def event_bytes(self, name: str) -> int:
         """What the events of a job take."""
@@ -148,7 +167,7 @@ class Store:
 
     async def add_dataset(self, dataset: dataset_pb2.Dataset) -> None:
         """Store a dataset's description; one that is there already stays as it is."""
-        await self._call(_insert, "insert_dataset", dataset)
+        await self._write(_insert, "insert_dataset", dataset)
 
     async def jobs_of_dataset(self, name: str, limit: int) -> list[str]:
         """Names of the first jobs that refer to a dataset."""
@@ -160,7 +179,7 @@ class Store:
 
     async def delete_dataset(self, name: str) -> None:
         """Delete a dataset's description."""
-        await self._call(_delete, "delete_dataset", name)
+        await self._write(_delete, "delete_dataset", name)
 
     async def dataset(self, name: str) -> dataset_pb2.Dataset | None:
         """The dataset of this name, or None."""
@@ -178,7 +197,7 @@ class Store:
         Raises:
             ModelInUse: it has an alias.
         """
-        await self._call(_delete_model, name)
+        await self._write(_delete_model, name)
 
     async def model(self, name: str) -> model_pb2.Model | None:
         """The model of this name, by id or else by alias, or None."""
@@ -197,7 +216,7 @@ class Store:
             NotFound: no such model; or no such alias to take away.
             InvalidRequest: the alias is the id of a model.
         """
-        return await self._call(_set_alias, alias, name)
+        return await self._write(_set_alias, alias, name)
 
     async def aliased_models(self) -> set[str]:
         """Names of the models that have an alias."""

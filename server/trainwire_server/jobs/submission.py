@@ -25,7 +25,7 @@ from trainwire_server.errors import (
     QueueFull,
 )
 from trainwire_server.execution.executor import Executor
-from trainwire_server.identity import caller_fields
+from trainwire_server.identity import call_fields
 from trainwire_server.jobs import dry_run
 from trainwire_server.jobs import job as jobs
 from trainwire_server.jobs.datasets import Datasets
@@ -140,7 +140,7 @@ class Submissions:
             events.append(stamped)
         await self._store.create_job(job, request, events)
         origin = {"resumed_from": job.resumed_from} if job.resumed_from else {}
-        about = {"set_fields": list(job.set_fields), **origin, **caller_fields()}
+        about = {"set_fields": list(job.set_fields), **origin, **call_fields()}
         self._log.info("job.queued", job=job.name, **about)
         self._enqueue(job)
         return job

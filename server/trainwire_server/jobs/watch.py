@@ -8,6 +8,7 @@ from trainwire import contract
 from trainwire.v1 import training_pb2
 from trainwire_server.errors import NotFound, SequenceOutOfRange, ServerStopping
 from trainwire_server.jobs import job as jobs
+from trainwire_server.jobs.feed import Feed
 from trainwire_server.jobs.ledger import Active, Ledger
 
 
@@ -51,7 +52,8 @@ class Watches:
     async def _follow(
         self, active: Active, after: int
     ) -> AsyncIterator[training_pb2.TrainingEvent]:
-        feed = active.feed
+        # Until it waits it is sent what is old, which is no lag of the server.
+        feed, has_waited = active.feed, False
         while True:
             version = feed.version
             page = feed.events_after(after)
@@ -59,16 +61,23 @@ class Watches:
                 page = await self._ledger.page(active.job.name, after)
             for event in page:
                 yield event
+                self._tell_lag(feed, event, has_waited)
                 after = event.sequence
                 if jobs.is_terminal(event):
                     return
             if page or feed.version != version:
                 continue
             _expect_more(active)
+            has_waited = True
             if not await feed.wait(version, self._heartbeat):
                 yield feed.progress or jobs.sign_of_life(active.job)
             elif feed.progress is not None:
                 yield feed.progress
+
+    def _tell_lag(self, feed: Feed, event: training_pb2.TrainingEvent, has_waited: bool) -> None:
+        age = feed.age(event) if has_waited else None
+        if age is not None:
+            self._ledger.meters.event_delivered(age)
 
 
 def _expect_more(active: Active) -> None:

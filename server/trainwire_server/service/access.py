@@ -13,7 +13,7 @@ import grpc
 import structlog
 
 from trainwire_server.errors import RequestError, RoleTooLow, TokenMissing, TokenUnknown
-from trainwire_server.identity import CALLER, Identity, Role, caller_fields
+from trainwire_server.identity import CALLER, Identity, Role, call_fields
 from trainwire_server.service.status import abort
 from trainwire_server.tokens import find, read_tokens
 
@@ -147,7 +147,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
 
     def _while_allowed(self, handler: Any, details: Any, reloaded: asyncio.Future[None]) -> Any:
         """The handler of a stream, which ends when its caller may not call it any more."""
-        name, method = _method_of(handler)
+        name, method = method_of(handler)
 
         async def call(request: Any, context: Any) -> Any:
             running = asyncio.ensure_future(method(request, context))
@@ -174,7 +174,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
             check_role(identity, details.method)
 
 
-def _method_of(handler: Any) -> tuple[str, Callable[[Any, Any], Any]]:
+def method_of(handler: Any) -> tuple[str, Callable[[Any, Any], Any]]:
     """The name and the method of a handler; one that yields its answers is made to write them."""
     name = "stream" if handler.request_streaming else "unary"
     name += "_stream" if handler.response_streaming else "_unary"
@@ -204,5 +204,5 @@ def _log_refusal(error: RequestError, method: str, context: Any) -> None:
     name = method if method in ROLES else "unknown"
     log = structlog.get_logger()
     log.warning(
-        "rpc.refused", method=name, reason=error.reason, peer=context.peer(), **caller_fields()
+        "rpc.refused", method=name, reason=error.reason, peer=context.peer(), **call_fields()
     )

@@ -17,11 +17,12 @@ from trainwire_server.data.catalog import Catalog, Upload
 from trainwire_server.errors import BrokenUpload, NotFound, RequestError, StorageFull
 from trainwire_server.execution.answers import ask
 from trainwire_server.execution.executor import Executor, Ingest
-from trainwire_server.identity import caller_fields
+from trainwire_server.identity import call_fields
 from trainwire_server.jobs import job as jobs
 from trainwire_server.jobs.datasets import Datasets
 from trainwire_server.jobs.retention import Retention
 from trainwire_server.jobs.store import Store
+from trainwire_server.meters import Meters
 from trainwire_server.service.pages import page_bounds, page_token
 from trainwire_server.service.status import check, rpc
 
@@ -40,6 +41,7 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
         executor: Executor,
         retention: Retention,
         ingest_memory_bytes: int,
+        meters: Meters,
     ) -> None:
         self._store = store
         self._catalog = catalog
@@ -47,6 +49,7 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
         self._executor = executor
         self._retention = retention
         self._ingest_memory_bytes = ingest_memory_bytes
+        self._meters = meters
         self._parsing = asyncio.Lock()
 
     @rpc
@@ -71,7 +74,9 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
         upload = self._catalog.begin_upload(header.size_bytes, header.sha256)
         try:
             await _spool(requests, upload)
-            structlog.get_logger().info("dataset.received", dataset=name, bytes=header.size_bytes)
+            self._meters.upload_received(header.size_bytes)
+            about = {"bytes": header.size_bytes, **call_fields()}
+            structlog.get_logger().info("dataset.received", dataset=name, **about)
             # One at a time: each may take all the memory that parsing is allowed.
             async with self._parsing:
                 dataset = await self._ingest(upload, header.format)
@@ -79,7 +84,7 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
             stored = await self._keep(upload, dataset)
         finally:
             await asyncio.shield(asyncio.to_thread(upload.discard))
-        about = {"rows": dataset.row_count, **caller_fields()}
+        about = {"rows": dataset.row_count, **call_fields()}
         structlog.get_logger().info("dataset.stored", dataset=name, **about)
         return stored
 
@@ -128,7 +133,7 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
         self, request: dataset_pb2.DeleteDatasetRequest, context: Any
     ) -> empty_pb2.Empty:
         await self._datasets.delete(request.name)
-        structlog.get_logger().info("dataset.deleted", dataset=request.name, **caller_fields())
+        structlog.get_logger().info("dataset.deleted", dataset=request.name, **call_fields())
         return empty_pb2.Empty()
 
 

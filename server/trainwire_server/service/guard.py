@@ -66,6 +66,8 @@ def _warn(settings: Settings) -> None:
     for path in (settings.tls_key, settings.token_file):
         if path is not None and _readable_by_all(path):
             log.warning("server.exposed", problem=f"everybody on its machine may read {path}")
+    if settings.metrics_listen and not is_local(settings.metrics_listen):
+        log.warning("server.exposed", problem="anybody may read the metrics")
     if is_local(settings.listen):
         return
     if settings.tls_cert is None:

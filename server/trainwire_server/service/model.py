@@ -13,7 +13,7 @@ from trainwire import contract
 from trainwire.v1 import model_pb2, model_pb2_grpc
 from trainwire_server.data.catalog import Catalog
 from trainwire_server.errors import NotFound
-from trainwire_server.identity import caller_fields
+from trainwire_server.identity import call_fields
 from trainwire_server.jobs.finish import finish
 from trainwire_server.jobs.removal import remove_model
 from trainwire_server.jobs.store import Store
@@ -62,7 +62,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
     ) -> model_pb2.Model:
         name = request.name if request.HasField("name") else None
         model = await self._store.set_alias(request.alias, name)
-        about = {"model": name and model.name, **caller_fields()}
+        about = {"model": name and model.name, **call_fields()}
         structlog.get_logger().info("model.alias_set", alias=request.alias, **about)
         return model
 
@@ -73,7 +73,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         model = await self._model(request.name)
         # A caller that leaves half way must not leave files that nobody knows.
         await finish(remove_model(self._store, self._catalog, model.name))
-        structlog.get_logger().info("model.deleted", model=model.name, **caller_fields())
+        structlog.get_logger().info("model.deleted", model=model.name, **call_fields())
         return empty_pb2.Empty()
 
     async def _model(self, name: str) -> model_pb2.Model:

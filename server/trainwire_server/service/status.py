@@ -16,10 +16,13 @@ from google.rpc import error_details_pb2, status_pb2
 
 from trainwire import contract
 from trainwire_server import errors
+from trainwire_server.identity import CALL, Call, call_fields
 
 _DOMAIN = "trainwire"
 _NO_MESSAGE = "the bytes of the request are no message of this call"
 _DETAILS_KEY = "grpc-status-details-bin"
+CALL_ID_KEY = "x-request-id"
+"""Where a caller names its call, and is told how it is named."""
 _STATUS_BYTES = 7 * 1024
 """What a status may take on the wire, in all: beyond 8 KiB of metadata gRPC drops the call."""
 _MESSAGE_BYTES = 1_500
@@ -70,7 +73,8 @@ def rpc(method: _Method) -> _Method:
         except (grpc.aio.AbortError, grpc.aio.UsageError):
             raise
         except Exception:
-            structlog.get_logger().exception("rpc.error", method=method.__qualname__)
+            about = {"method": method.__qualname__, **call_fields()}
+            structlog.get_logger().exception("rpc.error", **about)
             return await abort(context, errors.RequestError("the server's log has the details"))
 
     return call
@@ -147,15 +151,18 @@ def check(request: Message | Undecodable) -> None:
         raise errors.InvalidRequest(contract.listing(found), tuple(found))
 
 
-def to_status(error: errors.RequestError) -> status_pb2.Status:
+def to_status(error: errors.RequestError, call_id: str = "") -> status_pb2.Status:
     """The error as google.rpc.Status with ErrorInfo, and RetryInfo or BadRequest where they help.
 
+    RequestInfo has the id of the call, where it has one.
     A status travels in the trailers of a call, which gRPC limits. What does not fit is left out,
     and the status says how much that is.
     """
     code = CODES.get(type(error), grpc.StatusCode.INTERNAL)
     status = status_pb2.Status(code=code.value[0], message=_short_message(error))
     _add(status, error_details_pb2.ErrorInfo(reason=error.reason, domain=_DOMAIN))
+    if call_id:
+        _add(status, error_details_pb2.RequestInfo(request_id=call_id))
     if error.retry_seconds:
         delay = duration_pb2.Duration(seconds=error.retry_seconds)
         _add(status, error_details_pb2.RetryInfo(retry_delay=delay))
@@ -233,6 +240,14 @@ def _escaped_bytes(text: str) -> int:
 
 async def abort(context: Any, error: errors.RequestError) -> Any:
     """End the call with the status of an error; does not return."""
-    status = to_status(error)
+    call = CALL.get() or Call("")
+    call.reason = error.reason
+    status = to_status(error, call.id)
     code = CODES.get(type(error), grpc.StatusCode.INTERNAL)
-    await context.abort(code, status.message, ((_DETAILS_KEY, status.SerializeToString()),))
+    details = ((_DETAILS_KEY, status.SerializeToString()), *trailing_metadata(call))
+    await context.abort(code, status.message, details)
+
+
+def trailing_metadata(call: Call) -> tuple[tuple[str, str], ...]:
+    """What every answer to a call ends with; gRPC forgets it when an error brings its own."""
+    return ((CALL_ID_KEY, call.id),) if call.id else ()

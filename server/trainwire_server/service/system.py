@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from trainwire import contract
@@ -11,6 +10,7 @@ from trainwire_server.jobs.devices import Devices
 from trainwire_server.jobs.manager import Manager
 from trainwire_server.service.status import rpc
 from trainwire_server.settings import Settings
+from trainwire_server.version import server_version
 
 
 class SystemService(system_pb2_grpc.SystemServiceServicer):
@@ -42,11 +42,3 @@ class SystemService(system_pb2_grpc.SystemServiceServicer):
             max_concurrent_jobs=self._settings.max_concurrent_jobs,
             max_queued_jobs=self._settings.max_queued_jobs,
         )
-
-
-def server_version() -> str:
-    """Version of the installed package."""
-    try:
-        return version("trainwire")
-    except PackageNotFoundError:
-        return "unknown: not installed"

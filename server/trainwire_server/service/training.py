@@ -10,7 +10,7 @@ from google.protobuf import empty_pb2
 from trainwire import contract
 from trainwire.v1 import training_pb2, training_pb2_grpc
 from trainwire_server.errors import InvalidRequest
-from trainwire_server.identity import caller_fields
+from trainwire_server.identity import call_fields
 from trainwire_server.jobs.manager import Manager
 from trainwire_server.service.pages import page_bounds, page_token
 from trainwire_server.service.status import rpc
@@ -67,7 +67,7 @@ class TrainingService(training_pb2_grpc.TrainingServiceServicer):
         self, request: training_pb2.CancelTrainingRequest, context: Any
     ) -> training_pb2.TrainingJob:
         job = await self._manager.cancel(request.name)
-        structlog.get_logger().info("job.cancel_asked", job=job.name, **caller_fields())
+        structlog.get_logger().info("job.cancel_asked", job=job.name, **call_fields())
         return job
 
     @rpc
@@ -81,5 +81,5 @@ class TrainingService(training_pb2_grpc.TrainingServiceServicer):
         self, request: training_pb2.DeleteTrainingRequest, context: Any
     ) -> empty_pb2.Empty:
         await self._manager.delete(request.name)
-        structlog.get_logger().info("job.deleted", job=request.name, **caller_fields())
+        structlog.get_logger().info("job.deleted", job=request.name, **call_fields())
         return empty_pb2.Empty()

@@ -24,14 +24,28 @@ def check_exposure(settings: Settings) -> None:
     """Refuse to be reached from other machines without TLS, unless that is what was said.
 
     Raises:
-        TransportError: `listen` is no address of this machine alone, and there is no TLS.
+        TransportError: `listen` is no address of this machine alone, and there is no TLS; or
+            `metrics_listen` is none, which has no TLS and no tokens.
     """
-    if settings.tls_cert or settings.insecure or is_local(settings.listen):
+    if settings.insecure:
+        return
+    _check_metrics(settings.metrics_listen)
+    if settings.tls_cert or is_local(settings.listen):
         return
     raise TransportError(
         f"other machines can reach {settings.listen}, and all that is sent, tokens included, would "
         "travel in the clear; give --tls-cert and --tls-key, or listen on 127.0.0.1, or say "
         "--insecure where the network itself keeps others out"
+    )
+
+
+def _check_metrics(listen: str | None) -> None:
+    if listen is None or is_local(listen):
+        return
+    raise TransportError(
+        f"other machines can reach {listen}, and metrics are sent in the clear to everybody who "
+        "asks; give --metrics-listen an address of this machine, 127.0.0.1, and let an agent on it "
+        "collect them, or say --insecure where the network itself keeps others out"
     )
 
 

@@ -52,6 +52,7 @@ def adjust(
     test: Scores,
     class_names: list[str],
     find_intervals: FindIntervals,
+    stop_if_cancelled: Callable[[], object] = lambda: None,
 ) -> training_pb2.AdjustedPrediction:
     """Fit what is wanted to the validation split, and measure it on both.
 
@@ -62,6 +63,7 @@ def adjust(
         validation, test: what the network said about the two splits.
         class_names: name of each class.
         find_intervals: intervals of the test metrics.
+        stop_if_cancelled: called before each step that takes long; raises to stop.
     """
     found = training_pb2.AdjustedPrediction()
     if params.calibrate_probabilities:
@@ -70,11 +72,12 @@ def adjust(
         validation, test = (calibrate(said, found.temperature) for said in (validation, test))
         found.calibration_error.after = calibration_error(test)
     if params.tune_thresholds:
-        found.decision_thresholds.extend(tune_thresholds(validation).tolist())
+        found.decision_thresholds.extend(tune_thresholds(validation, stop_if_cancelled).tolist())
     known, unseen = (Rankings(said, class_names) for said in (validation, test))
     predicted = _decide(test, found)
     found.validation.CopyFrom(_measure(known, _decide(validation, found), class_names))
     found.test.CopyFrom(_measure(unseen, predicted, class_names))
+    stop_if_cancelled()
     found.test_intervals.extend(find_intervals(unseen, predicted))
     return found
 

@@ -159,6 +159,26 @@ def draw_shares(
     return torch.from_numpy(shares.astype(np.float32)).to(device, non_blocking=True)
 
 
+def warn_of_lone_windows(
+    augmentation: Augmentation, batch_size: int
+) -> list[training_pb2.JobWarning]:
+    """A warning if each window is mixed with itself, because it has its batch to itself.
+
+    Args:
+        augmentation: what is asked for.
+        batch_size: windows of the largest batch.
+    """
+    if augmentation.mixup == 0 or batch_size > 1:
+        return []
+    return [
+        training_pb2.JobWarning(
+            reason=training_pb2.WARNING_REASON_FIELD_WITHOUT_EFFECT,
+            message="set, but without effect: batches of one window have no other to mix it with",
+            field="trainer.mixup_alpha",
+        )
+    ]
+
+
 def mix(windows: Tensor, others: Tensor, shares: Tensor) -> Tensor:
     """share x window + (1 - share) x other (Zhang et al. 2018, eq. 1).
 

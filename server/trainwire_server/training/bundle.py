@@ -148,10 +148,12 @@ def describe(folder: Path) -> model_pb2.Model:
     features, names = preprocessing["feature_columns"], preprocessing["class_names"]
     with torch.device("meta"):  # shapes without memory
         module = build(request.model, len(features), len(names), preprocessing["sequence_length"])
+    adjusted = metrics.get("adjusted", {}).get("test")
     return model_pb2.Model(
         files=[_describe_file(path) for path in sorted(folder.iterdir())],
         class_names=names,
         test=json_format.ParseDict(metrics["test"], training_pb2.SplitMetrics()),
+        adjusted_test=adjusted and json_format.ParseDict(adjusted, training_pb2.SplitMetrics()),
         parameter_count=count_parameters(module),
         best_epoch=metrics["best_epoch"],
         request_digest=contract.request_digest(request),

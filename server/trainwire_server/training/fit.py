@@ -18,7 +18,6 @@ from trainwire import contract
 from trainwire.contract import Violation
 from trainwire.v1 import training_pb2
 from trainwire_server.data.prepare import Prepared, prepare
-from trainwire_server.data.targets import find_target
 from trainwire_server.errors import JobFailure
 from trainwire_server.training import bundle, checkpoint, onnx_model
 from trainwire_server.training.adjustment import adjust, is_wanted
@@ -28,7 +27,7 @@ from trainwire_server.training.devices import (
     memory_errors_explained,
     peak_memory_bytes,
 )
-from trainwire_server.training.intervals import bootstrap_intervals
+from trainwire_server.training.intervals import bootstrap_intervals, rows_reached
 from trainwire_server.training.losses import plain_loss
 from trainwire_server.training.metrics import Tally, split_metrics
 from trainwire_server.training.plan import describe_start
@@ -161,7 +160,7 @@ def train(
 
 
 def _tell_start(request: training_pb2.TrainingRequest, prepared: Prepared, setup: Setup) -> Events:
-    for warning in (*prepared.warnings, *setup.balance.warnings):
+    for warning in (*prepared.warnings, *setup.warnings):
         yield training_pb2.TrainingEvent(warning=warning)
     started = describe_start(request, prepared, setup)
     yield training_pb2.TrainingEvent(started=started)
@@ -321,7 +320,8 @@ def _adjust(
         return None
     names, find_intervals = prepared.class_names, partial(_intervals, request, prepared)
     tally = yield from _evaluate(setup, setup.validation, progress, cancelled)
-    return adjust(request.prediction, tally.scores(), test.scores, names, find_intervals)
+    stop = partial(_stop_if_cancelled, cancelled, progress)
+    return adjust(request.prediction, tally.scores(), test.scores, names, find_intervals, stop)
 
 
 def _export(
@@ -353,7 +353,7 @@ def _intervals(
 ) -> list[training_pb2.MetricInterval]:
     if not request.data.HasField("chronological"):
         return []
-    block = prepared.sequence_length + find_target(request).horizon
+    block = rows_reached(request, prepared)
     return bootstrap_intervals(rankings, predicted, block, request.trainer.seed)
 
 

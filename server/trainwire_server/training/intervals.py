@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from trainwire.v1 import training_pb2
+from trainwire_server.data.prepare import Prepared
+from trainwire_server.data.targets import find_target
 from trainwire_server.training.metrics import summarise
 from trainwire_server.training.ranking import Floats, Rankings
 
@@ -17,6 +19,19 @@ _MOST, _FEWEST = 1_000, 200
 _BUDGET = 20_000_000
 # Windows times resamples: small arrays, so that they stay in a cache, but few loops.
 _AT_ONCE = 20_000
+
+
+def rows_reached(request: training_pb2.TrainingRequest, prepared: Prepared) -> int:
+    """Rows that a window and its label are made of: two that begin closer together share some.
+
+    With what rolling scaling and a label's volatility look back to, and what labels look ahead to.
+
+    Args:
+        request: effective parameters (`contract.resolve`).
+    """
+    target = find_target(request)
+    before = max(prepared.history + prepared.sequence_length, target.volatility_window + 1)
+    return before + target.horizon
 
 
 def bootstrap_intervals(
@@ -31,7 +46,7 @@ def bootstrap_intervals(
     Args:
         rankings: of the windows of a split in time order, one series after the other.
         predicted: int64 [n], the class predicted for each.
-        block: windows that a row is part of, with the rows their labels look ahead to.
+        block: windows that a row is part of; see `rows_reached`.
         seed: of the resamples.
 
     Returns:

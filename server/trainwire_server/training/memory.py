@@ -34,7 +34,8 @@ def estimate_bytes(
 ) -> int:
     """Peak memory of the run beyond that of an idle process, in bytes; right within a factor of 2.
 
-    The largest of three moments. Preparing: the stored columns that are read (memory-mapped), the
+    Raw windows that are kept to check the ONNX file, the matrix, and the largest of three moments.
+    Preparing: the stored columns that are read (memory-mapped), the
     float32 matrix and some columns more. SMOTE: its copies of windows, and the matrix again with
     synthetic windows behind. Training: the matrix (and that one), positions of samples, parameters,
     gradients, optimizer state, best weights, a checkpoint that is written while the next epoch
@@ -58,7 +59,8 @@ def estimate_bytes(
     kept = setup.inputs.nbytes if isinstance(setup.inputs, Extraction) else 0
     synthesizing, extended = _synthesis_bytes(request, prepared, setup)
     training = extended + positions + parameters + kept + batch
-    return _BASE_BYTES + matrix + max(preparing, synthesizing, training)
+    raw = prepared.raw_windows.values.nbytes if prepared.raw_windows else 0
+    return _BASE_BYTES + matrix + raw + max(preparing, synthesizing, training)
 
 
 def _synthesis_bytes(
@@ -71,6 +73,8 @@ def _synthesis_bytes(
         return 0, 0
     # A class that was cut down is among the largest, and does not grow.
     made = np.maximum(balance.balanced_counts - balance.counts, 0)
+    if not made.any():
+        return 0, 0
     values = prepared.sequence_length * len(prepared.feature_columns)
     rows = 4 * values * int(made.sum())
     extended = prepared.features.nbytes + rows

@@ -27,7 +27,7 @@ probability for each of {class_count} classes.
 | split | rows | {samples} |
 | --- | --- | --- |
 {splits}
-{thresholds}
+{gaps}{thresholds}
 ## Metrics
 
 | split | loss | accuracy | balanced accuracy | macro F1 | MCC | ROC AUC |
@@ -46,8 +46,8 @@ Test split, by class:
 - The epoch was picked by its validation metrics, which are therefore optimistic; the test split was
   read once, afterwards.
 - They are one run with one seed on one split: another seed or split gives other figures.{overlap}
-- The loss of training was reshaped by class balancing and focal weighting where the settings below
-  say so; the probabilities are then not calibrated{calibrated}.
+- The loss of training was reshaped by class balancing, focal weighting and mixup where the settings
+  below say so; the probabilities are then not calibrated{calibrated}.
 - {split_note}
 
 ## Use
@@ -77,7 +77,7 @@ _ONNX_USE = """
 With onnxruntime alone; scaling and class names are in the file:
 
 ```python
-# pip install onnxruntime
+# pip install onnxruntime; ORT_DISABLE_TELEMETRY=1 keeps it from reporting to its makers
 import json
 import onnxruntime
 
@@ -102,6 +102,10 @@ Test split, {level:.0%} intervals by block bootstrap over its windows in time or
 | metric | interval |
 | --- | --- |
 {rows}
+"""
+_GAPS = """
+Values were missing: {dropped} rows of the table were left out, {filled} values were taken from the
+row before (`data.missing_values` below). `trainwire predict` does the same to new data.
 """
 _THRESHOLDS = """
 A return below {lower:.6g} {unit} is SELL, above {upper:.6g} BUY: {when}.
@@ -180,6 +184,7 @@ def render(
         best_epoch=result.best_epoch,
         epochs_run=result.epochs_run,
         splits=_split_rows(prepared),
+        gaps=_describe_gaps(prepared),
         thresholds=_describe_thresholds(request, prepared),
         metrics=_metric_rows(result.validation, result.test),
         intervals=_intervals(result.test_intervals),
@@ -209,6 +214,11 @@ def _describe_input(request: training_pb2.TrainingRequest, prepared: Prepared) -
         "feature_axis": "last",
         "shape": f"[n, {history + steps}, {features}]",
     }
+
+
+def _describe_gaps(prepared: Prepared) -> str:
+    dropped, filled = prepared.dropped_rows, prepared.filled_values
+    return _GAPS.format(dropped=dropped, filled=filled) if dropped or filled else ""
 
 
 def _describe_thresholds(request: training_pb2.TrainingRequest, prepared: Prepared) -> str:

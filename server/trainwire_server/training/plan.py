@@ -39,7 +39,7 @@ def plan(
             started=describe_start(effective, prepared, setup),
             memory_estimate_bytes=memory.estimate_bytes(effective, prepared, setup, table),
         )
-    return planned, [*prepared.warnings, *setup.balance.warnings]
+    return planned, [*prepared.warnings, *setup.warnings]
 
 
 def describe_start(

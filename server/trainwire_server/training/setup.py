@@ -18,7 +18,11 @@ from trainwire.v1 import training_pb2
 from trainwire_server.data.prepare import Prepared, Split
 from trainwire_server.training import smote
 from trainwire_server.training.adjustment import refuse_many_classes
-from trainwire_server.training.augment import Augmentation, read_augmentation
+from trainwire_server.training.augment import (
+    Augmentation,
+    read_augmentation,
+    warn_of_lone_windows,
+)
 from trainwire_server.training.balancing import (
     class_weights,
     count_classes,
@@ -66,14 +70,12 @@ class Balance:
         counts: int64 [classes], training samples of each class.
         balanced_counts: int64 [classes], the same as trained on.
         weights: float64 [classes].
-        warnings: what a user should know of it.
     """
 
     positions: npt.NDArray[np.int64]
     counts: npt.NDArray[np.int64]
     balanced_counts: npt.NDArray[np.int64]
     weights: npt.NDArray[np.float64]
-    warnings: list[training_pb2.JobWarning]
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ class Setup:
         weights: float32 [classes], of the loss.
         gamma: focusing exponent; 0 where focal loss is off.
         augmentation: what changes training windows.
+        warnings: what a user should know of all this.
     """
 
     device: torch.device
@@ -126,6 +129,7 @@ class Setup:
     weights: Tensor
     gamma: float
     augmentation: Augmentation
+    warnings: list[training_pb2.JobWarning]
 
     def autocast(self) -> torch.autocast:
         """The precision of forward passes, as a context."""
@@ -182,6 +186,10 @@ def set_up(request: training_pb2.TrainingRequest, prepared: Prepared, threads: i
         weights=torch.from_numpy(balance.weights).to(device, torch.float32),
         gamma=balancing.focal_gamma if balancing.use_focal_loss else 0.0,
         augmentation=augmentation,
+        warnings=[
+            *resampled.warnings,
+            *warn_of_lone_windows(augmentation, min(trainer.batch_size, len(balance.positions))),
+        ],
     )
 
 
@@ -238,13 +246,15 @@ def _synthesize(
     train, length, ratio = prepared.train, prepared.sequence_length, balancing.oversample_ratio
     neighbors, classes = balancing.smote_k_neighbors, len(prepared.class_names)
     samples = replace(train, starts=train.starts[kept], labels=train.labels[kept])
+    counts = count_classes(samples.labels, classes)
+    missing = smote.missing_samples(counts, ratio)
+    if not missing.any():
+        return _Resampled(prepared.features, train, kept)
     made = smote.synthesize(
         prepared.features, length, samples, classes, ratio, neighbors, threads, rng
     )
     added = np.arange(len(made.labels))
     starts = np.concatenate([train.starts, len(prepared.features) + length * added])
-    counts = count_classes(samples.labels, classes)
-    missing = smote.missing_samples(counts, ratio)
     return _Resampled(
         features=np.concatenate([prepared.features, made.rows]),
         samples=replace(train, starts=starts, labels=np.concatenate([train.labels, made.labels])),
@@ -269,5 +279,4 @@ def _balance(
         counts=count_classes(labels, classes),
         balanced_counts=balanced_counts,
         weights=weights,
-        warnings=resampled.warnings,
     )

@@ -19,7 +19,8 @@ Windows = npt.NDArray[np.float32]
 MOST_BYTES = 2**32
 """What takes more memory is refused."""
 MOST_PRODUCTS = 10**12
-"""Of values, to find neighbours: some minutes of a core, in which a job cannot be cancelled."""
+"""Of values, to find neighbours, in all classes: some minutes of a core, in which a job cannot be
+cancelled."""
 _COPIES_OF_CLASS = 5
 _COPIES_MADE = 5
 """Of a class's windows and of those made of them: what imbalanced-learn holds of them at a time,
@@ -134,13 +135,13 @@ def _interpolate(found: Windows, count: int, neighbors: int, threads: int, seed:
 
 def _refuse_too_much(counts: Integers, missing: Integers, values: int) -> None:
     size = peak_bytes(counts, missing, values)
-    products = max((int(n) ** 2 * values for n in counts[missing > 0]), default=0)
+    products = sum(int(n) ** 2 * values for n in counts[missing > 0])
     if size <= MOST_BYTES and products <= MOST_PRODUCTS:
         return
     message = (
         f"SMOTE would make {missing.sum()} windows of {values} values from classes of up to "
         f"{counts[missing > 0].max()}: {size / 2**30:.3g} GiB of memory and {products:.2g} "
-        f"products to find neighbours; allowed: {MOST_BYTES / 2**30:g} GiB and "
+        f"products in all to find neighbours; allowed: {MOST_BYTES / 2**30:g} GiB and "
         f"{MOST_PRODUCTS:.0e}; set balancing.oversample_method to OVERSAMPLE_METHOD_REPEAT, or "
         "lower balancing.oversample_ratio"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,9 @@ Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 
 
-def tune_thresholds(scores: Scores) -> Floats:
+def tune_thresholds(
+    scores: Scores, stop_if_cancelled: Callable[[], object] = lambda: None
+) -> Floats:
     """A threshold for each class; predicted is the class with the largest probability / threshold.
 
     Coordinate search: class by class, the threshold with the best macro F1 while the others stay,
@@ -34,6 +37,7 @@ def tune_thresholds(scores: Scores) -> Floats:
 
     Args:
         scores: of windows that were not trained on.
+        stop_if_cancelled: called before each class; raises to stop.
 
     Returns:
         float64 [classes], adding up to 1; all equal where nothing is gained.
@@ -45,6 +49,7 @@ def tune_thresholds(scores: Scores) -> Floats:
     for _ in range(_PASSES):
         before = best
         for index in np.unique(scores.labels):
+            stop_if_cancelled()
             cut, score = _best_cut(ratios, scores.labels, index, offsets[index])
             if score > best + _GAIN:
                 offsets[index] += cut

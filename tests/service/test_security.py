@@ -672,6 +672,7 @@ def trainwire(*arguments: str, **environment: str) -> subprocess.CompletedProces
     )
 
 
+@pytest.mark.slow
 def test_the_command_line_gets_in(tls: Secured, mutual: Secured) -> None:
     folder = tls.folder
     options = ["--ca", str(folder / "ca.pem"), "--token-file", str(folder / "read.token")]
@@ -687,6 +688,7 @@ def test_the_command_line_gets_in(tls: Secured, mutual: Secured) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_the_command_line_says_what_is_wrong(tls: Secured) -> None:
     ca = ["--ca", str(tls.folder / "ca.pem")]
     wanted = ["--token-file", str(tls.folder / "wrong.token")]

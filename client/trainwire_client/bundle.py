@@ -36,6 +36,7 @@ class Bundle:
         class_names: in the order of the probabilities.
         feature_columns: in the order of a window's last axis, or of the channels of a series.
         sequence_length: rows of a window, or values in each channel of a series.
+        history: rows that a window has besides, at its beginning: those before it, which scale it.
         request: the effective request it was trained with.
         module: the network, in evaluation mode: scaled float32 [n, features, sequence_length] to
             logits [n, classes].
@@ -49,18 +50,13 @@ class Bundle:
     class_names: list[str]
     feature_columns: list[str]
     sequence_length: int
+    history: int
     request: training_pb2.TrainingRequest
     module: nn.Module
     mean: npt.NDArray[np.float64]
     scale: npt.NDArray[np.float64]
     temperature: float
     decision_thresholds: list[float]
-
-    @property
-    def history(self) -> int:
-        """Rows that a window has besides, at its beginning: those before it, which scale it."""
-        rolls = self.request.data.scaling == training_pb2.SCALING_ROLLING
-        return self.request.data.scaling_window - 1 if rolls else 0
 
     def predict_proba(self, windows: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """Probability of each class.
@@ -156,6 +152,8 @@ def load_bundle(folder: str | Path) -> Bundle:
         class_names=steps["class_names"],
         feature_columns=steps["feature_columns"],
         sequence_length=steps["sequence_length"],
+        # A server of before rolling scaling does not say.
+        history=steps.get("history", 0),
         request=request,
         module=module.eval(),
         mean=np.array(steps["mean"], dtype=np.float64),

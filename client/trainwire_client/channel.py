@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
-import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 
+from trainwire.tls import UnusableFile, check_pair, count_authorities, is_local, read_file
 from trainwire_client.errors import CredentialsError
 
 __all__ = ["ALIVE_SECONDS", "DEFAULT_TARGET", "OPTIONS", "Security"]
@@ -38,8 +37,6 @@ OPTIONS = (
 )
 
 _Path = str | os.PathLike[str] | None
-_LOCAL = ("unix:", "unix-abstract:")
-_SCHEME = re.compile(r"(dns|ipv4|ipv6):(//[^/]*/)?")
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]+")
 
 
@@ -75,7 +72,10 @@ class Security:
         return self._opened(target, grpc.aio.insecure_channel, grpc.aio.secure_channel)
 
     def _opened(self, target: str, insecure: Callable[..., Any], secure: Callable[..., Any]) -> Any:
-        tls = self._tls()
+        try:
+            tls = self._tls()
+        except UnusableFile as error:
+            raise CredentialsError(str(error)) from error
         self._check_token(target)
         if tls is not None:
             opened = secure(target, tls, options=OPTIONS)
@@ -93,19 +93,20 @@ class Security:
             return None
         if (self.cert is None) != (self.key is None):
             raise CredentialsError("a client certificate and its key go together: give both")
-        ca = _read(self.ca, "CA")
-        _check_authorities(self.ca)
+        ca = read_file(self.ca, "CA")
+        # gRPC itself would only say that it cannot connect.
+        count_authorities(self.ca, "CA")
         if self.cert is None or self.key is None:
             return grpc.ssl_channel_credentials(ca)
-        cert, key = _read(self.cert, "certificate"), _read(self.key, "key")
-        _check_pair(self.cert, self.key)
+        cert, key = read_file(self.cert, "certificate"), read_file(self.key, "key")
+        check_pair(self.cert, self.key)
         return grpc.ssl_channel_credentials(ca, key, cert)
 
     def _check_token(self, target: str) -> None:
         if self.token_file is None:
             return
         _read_token(Path(self.token_file))
-        if self.ca is None and not self.insecure and not _is_local(target):
+        if self.ca is None and not self.insecure and not is_local(target):
             raise CredentialsError(
                 f"the token would travel in the clear to {target}; give the server's CA (ca, "
                 "--ca), or say insecure where the network itself encrypts"
@@ -138,55 +139,12 @@ class _WithToken:
         return (("authorization", f"Bearer {_read_token(self._file)}"),)
 
 
-def _is_local(target: str) -> bool:
-    """Whether a target is on this machine: loopback or a Unix socket."""
-    if target.startswith(_LOCAL):
-        return True
-    host = _SCHEME.sub("", target, count=1).rpartition(":")[0].strip("[]")
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _read(path: str | os.PathLike[str], what: str) -> bytes:
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise CredentialsError(f"cannot read the {what} {path}: {error.strerror}") from error
-    if not data.strip():
-        raise CredentialsError(f"the {what} {path} is empty")
-    return data
-
-
 def _read_token(path: Path) -> str:
     """The token, which no message may show."""
-    token = _read(path, "token file").decode(errors="replace").strip()
+    try:
+        token = read_file(path, "token file").decode(errors="replace").strip()
+    except UnusableFile as error:
+        raise CredentialsError(str(error)) from error
     if not _TOKEN.fullmatch(token):
         raise CredentialsError(f"the token file {path} does not hold a token and nothing else")
     return token
-
-
-def _check_authorities(path: str | os.PathLike[str]) -> None:
-    """gRPC itself would only say that it cannot connect."""
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
-    except (ssl.SSLError, OSError) as error:
-        raise CredentialsError(f"the CA {path} is no certificate in PEM") from error
-
-
-def _check_pair(cert: str | os.PathLike[str], key: str | os.PathLike[str]) -> None:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    try:
-        context.load_cert_chain(cert, key, password=_refuse_password)
-    except (ssl.SSLError, OSError) as error:
-        reason = getattr(error, "reason", None) or error.strerror
-        raise CredentialsError(
-            f"the certificate {cert} and the key {key} are no pair in PEM: {reason}"
-        ) from error
-
-
-def _refuse_password() -> NoReturn:
-    raise CredentialsError("the key is encrypted, and there is nobody to ask for its password")

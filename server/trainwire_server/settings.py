@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainwire_server.cores import count_cores
 from trainwire_server.version import server_version
 
 _FORMATS = ("auto", "console", "json")
@@ -79,8 +80,8 @@ def read_settings(
     for action in flags:
         action.default = environment.get(f"TRAINWIRE_{action.dest.upper()}", action.default)
     values = vars(parser.parse_args(arguments))
-    cores = os.cpu_count() or 1
-    values["threads"] = values["threads"] or max(cores // values["max_concurrent_jobs"], 1)
+    per_job = count_cores() // values["max_concurrent_jobs"]
+    values["threads"] = values["threads"] or max(per_job, 1)
     return Settings(**values)
 
 

@@ -74,7 +74,7 @@ def test_every_flag_is_an_environment_variable() -> None:
 
 @pytest.mark.parametrize(("jobs", "threads"), [(1, 6), (2, 3), (4, 1), (9, 1)])
 def test_jobs_share_the_cores(jobs: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    monkeypatch.setattr("trainwire_server.settings.count_cores", lambda: 6)
     assert read_settings(["--max-concurrent-jobs", str(jobs)], {}).threads == threads
 
 

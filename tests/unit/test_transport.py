@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import pytest
 
+from trainwire.tls import is_local
 from trainwire_client import (
     CredentialsError,
     HandshakeError,
@@ -22,7 +23,7 @@ from trainwire_client import (
 from trainwire_client import aio as aio_client
 from trainwire_client.errors import from_rpc_error
 from trainwire_server.service.guard import Guard
-from trainwire_server.service.transport import TransportError, is_local
+from trainwire_server.service.transport import TransportError
 from trainwire_server.settings import read_settings
 from trainwire_server.tokens import TokenFileError
 
@@ -161,7 +162,7 @@ def test_what_is_open_to_more_than_need_be_is_logged(
         ({"cert": "client.pem", "key": "client.key"}, "needs TLS: give the server's CA"),
         ({"ca": "ca.pem", "cert": "client.pem"}, "go together: give both"),
         ({"ca": "ca.pem", "cert": "client.pem", "key": "server.key"}, "KEY_VALUES_MISMATCH"),
-        ({"ca": "ca.pem", "cert": "client.pem", "key": "encrypted"}, "the key is encrypted"),
+        ({"ca": "ca.pem", "cert": "client.pem", "key": "encrypted"}, "is encrypted, and there is nobody to ask"),
         ({"token_file": "missing"}, "cannot read the token file .*missing"),
         ({"token_file": "empty"}, "the token file .*empty is empty"),
         ({"token_file": "tokens"}, "does not hold a token and nothing else"),

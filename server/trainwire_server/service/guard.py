@@ -8,13 +8,13 @@ from pathlib import Path
 import grpc
 import structlog
 
+from trainwire.tls import is_local
 from trainwire_server.service.access import Access, AccessInterceptor
 from trainwire_server.service.status import DecodeInterceptor
 from trainwire_server.service.transport import (
     Certificates,
     TransportError,
     check_exposure,
-    is_local,
     tls_files,
 )
 from trainwire_server.settings import Settings

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import ipaddress
-import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, cast
+from typing import cast
 
 import grpc
 
+from trainwire.tls import UnusableFile, check_pair, count_authorities, is_local, read_file
 from trainwire_server.settings import Settings
-
-_LOCAL = "unix:"
 
 
 class TransportError(Exception):
@@ -47,19 +44,6 @@ def _check_metrics(listen: str | None) -> None:
         "asks; give --metrics-listen an address of this machine, 127.0.0.1, and let an agent on it "
         "collect them, or say --insecure where the network itself keeps others out"
     )
-
-
-def is_local(listen: str) -> bool:
-    """Whether an address is reached from this machine alone: loopback or a Unix socket."""
-    if listen.startswith(_LOCAL):
-        return True
-    host = listen.rpartition(":")[0].strip("[]")
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 @dataclass(frozen=True)
@@ -123,55 +107,17 @@ class Certificates:
 
 
 def _configuration(files: Files) -> grpc.ServerCertificateConfiguration:
-    cert, key = _read(files.cert, "certificate"), _read(files.key, "key")
-    _check_pair(files)
-    trusted = None
-    if files.client_ca is not None:
-        trusted = _read(files.client_ca, "client CA")
-        _check_authorities(files.client_ca)
+    try:
+        cert, key = read_file(files.cert, "certificate"), read_file(files.key, "key")
+        check_pair(files.cert, files.key)
+        trusted = None if files.client_ca is None else _read_authorities(files.client_ca)
+    except UnusableFile as error:
+        raise TransportError(str(error)) from error
     return grpc.ssl_server_certificate_configuration([(key, cert)], trusted)
 
 
-def _read(path: Path, what: str) -> bytes:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise TransportError(f"cannot read the {what} {path}: {error.strerror}") from error
-    if not data.strip():
-        raise TransportError(f"the {what} {path} is empty")
-    return data
-
-
-def _check_pair(files: Files) -> None:
-    """gRPC itself would only say that the port cannot be opened."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        context.load_cert_chain(files.cert, files.key, password=_refuse_password)
-    except (ssl.SSLError, OSError) as error:
-        reason = getattr(error, "reason", None) or error.strerror
-        raise TransportError(
-            f"the certificate {files.cert} and the key {files.key} are no pair in PEM: {reason}"
-        ) from error
-    except _Encrypted:
-        raise TransportError(
-            f"the key {files.key} is encrypted, and there is nobody to ask for its password"
-        ) from None
-
-
-class _Encrypted(Exception):
-    """The key wants a password."""
-
-
-def _refuse_password() -> NoReturn:
-    raise _Encrypted
-
-
-def _check_authorities(path: Path) -> None:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    try:
-        context.load_verify_locations(path)
-        found = context.cert_store_stats()["x509_ca"]
-    except (ssl.SSLError, OSError) as error:
-        raise TransportError(f"the client CA {path} is no certificate in PEM") from error
-    if not found:
-        raise TransportError(f"the client CA {path} holds no certificate of a CA")
+def _read_authorities(path: Path) -> bytes:
+    trusted = read_file(path, "client CA")
+    if not count_authorities(path, "client CA"):
+        raise UnusableFile(f"the client CA {path} holds no certificate of a CA")
+    return trusted

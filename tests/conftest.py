@@ -269,6 +269,8 @@ class Refusal:
     message: str
     reason: str
     fields: dict[str, str]
+    metadata: dict[str, str]
+    quotas: dict[str, str]
 
 
 def _read(answer: Any) -> None:
@@ -289,9 +291,9 @@ def refusal_of(call: Callable[[], Any]) -> Refusal:
     assert status is not None, f"a plain status, without details: {error}"
     assert not [trace for trace in PYTHON_TEXT if trace in str(status)], status
     info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
-    which = error_details_pb2.RequestInfo()
+    which, quota = error_details_pb2.RequestInfo(), error_details_pb2.QuotaFailure()
     for detail in status.details:
-        assert any(detail.Unpack(known) for known in (info, bad, which))
+        assert any(detail.Unpack(known) for known in (info, bad, which, quota))
     assert which.request_id
     assert info.domain == "trainwire"
     return Refusal(
@@ -299,6 +301,8 @@ def refusal_of(call: Callable[[], Any]) -> Refusal:
         message=status.message,
         reason=info.reason,
         fields={violation.field: violation.description for violation in bad.field_violations},
+        metadata=dict(info.metadata),
+        quotas={violation.subject: violation.description for violation in quota.violations},
     )
 
 

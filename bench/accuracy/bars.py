@@ -6,7 +6,7 @@ import statistics
 from dataclasses import dataclass
 
 from bench.accuracy.published import INCEPTION, MINI_ROCKET, PUBLISHED, RESNET
-from bench.accuracy.results import Results, choose, spread
+from bench.accuracy.results import Results, spread
 from bench.accuracy.series import LITERATURE
 
 DEVELOPMENT = (
@@ -63,7 +63,7 @@ def find_pairs(results: Results, model: str, classifier: str, names: tuple[str, 
     """The sets, of those named, that were measured and have a published figure."""
     pairs = []
     for name in names:
-        records = choose(results.select(part=LITERATURE, data=name, model=model))
+        records = results.select(part=LITERATURE, data=name, model=model)
         if records and classifier in PUBLISHED[name]:
             ours = 100 * spread(records, "accuracy").mean
             pairs.append(Pair(name, ours, PUBLISHED[name][classifier]))

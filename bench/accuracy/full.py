@@ -64,9 +64,8 @@ def _market_runs(sets: Sets, prices: dict[str, str]) -> Iterator[Run]:
 def describe_settings() -> dict[str, Settings]:
     """The settings of every recipe, by what it is for."""
     named = {
-        f"`{model}`, beside published figures{variant and f' ({variant})'}": settings
-        for model, variants in recipes.LITERATURE.items()
-        for variant, settings in variants.items()
+        f"`{model}`, beside published figures": settings
+        for model, settings in recipes.LITERATURE.items()
     }
     for data, models in recipes.ABLATION.items():
         named |= {f"`{m}`, balancing on {data}": settings for m, settings in models.items()}

@@ -13,7 +13,7 @@ from bench.accuracy.jobs import Record
 from bench.accuracy.markets import MARKET
 from bench.accuracy.published import INCEPTION, MINI_ROCKET, PUBLISHED, RESNET
 from bench.accuracy.reasons import REASONS
-from bench.accuracy.results import Results, Spread, choose, hull, spread, spread_of_validation
+from bench.accuracy.results import Results, Spread, hull, spread, spread_of_validation
 from bench.accuracy.series import ABLATION, LITERATURE
 
 PAGE = Path(__file__).parents[2] / "docs" / "accuracy.md"
@@ -64,7 +64,7 @@ def _reasons(results: Results) -> str:
 
 
 def _literature(results: Results) -> str:
-    heads = ["set (train + validation / test)"]
+    heads = ["set (training part / test)"]
     for model, classifier in _COLUMNS.items():
         heads += [f"`{model}`", f"published {classifier}"]
     rows = [_set_row(results, name) for name in DEVELOPMENT]
@@ -75,9 +75,9 @@ def _literature(results: Results) -> str:
 
 def _set_row(results: Results, name: str) -> list[str]:
     records = results.select(part=LITERATURE, data=name)
-    cells = [f"{name} ({_sizes(records[0])})" if records else name]
+    cells = [f"{name} ({_archive_sizes(records[0])})" if records else name]
     for model, classifier in _COLUMNS.items():
-        ours = choose(results.select(part=LITERATURE, data=name, model=model))
+        ours = results.select(part=LITERATURE, data=name, model=model)
         published = PUBLISHED[name].get(classifier)
         cells += [
             _percent(spread(ours, "accuracy")) if ours else "",
@@ -89,6 +89,11 @@ def _set_row(results: Results, name: str) -> list[str]:
 def _sizes(record: Record) -> str:
     train, validation, test = record.windows
     return f"{train} + {validation} / {test}"
+
+
+def _archive_sizes(record: Record) -> str:
+    train, validation, test = record.windows
+    return f"{train + validation} / {test}"
 
 
 def _percent(value: Spread) -> str:

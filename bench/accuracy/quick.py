@@ -56,9 +56,7 @@ def check(client: TrainingClient, folder: Path) -> int:
 
 
 def _runs(sets: Sets, stocks: str) -> Iterator[Run]:
-    for run in literature_runs(sets, SETS, "mini_rocket", [0]):
-        if run.variant == "strong dropout":
-            yield run
+    yield from literature_runs(sets, SETS, "mini_rocket", [0])
     for run in literature_runs(sets, ["BasicMotions"], "inception_time", [0]):
         yield replace(run, settings=run.settings | {"trainer.epochs": "30"})
     yield from literature_runs(sets, ["ItalyPowerDemand"], "hybrid_cnn_lstm", [0])

@@ -38,10 +38,10 @@ _ALL_EPOCHS: Settings = {
 
 MINI_ROCKET: Settings = _ALL_EPOCHS | {
     "model.mini_rocket": "",
-    "model.dropout": "0.9",
-    "trainer.learning_rate": "0.0001",
+    "model.dropout": "0",
+    "trainer.learning_rate": "0.00001",
     "trainer.batch_size": "64",
-    "trainer.epochs": "100",
+    "trainer.epochs": "5",
     "trainer.label_smoothing": "0",
     "trainer.use_augmentation": "false",
 }
@@ -58,8 +58,10 @@ HYBRID: Settings = _ALL_EPOCHS | {
     "model.hybrid_cnn_lstm.pool_size": "4",
     "model.dropout": "0.1",
     "trainer.learning_rate": "0.003",
-    "trainer.batch_size": "16",
-    "trainer.epochs": "100",
+    "trainer.batch_size": "8",
+    "trainer.epochs": "200",
+    # Three series that validate pick an epoch nearly by chance.
+    "trainer.early_stopping_metric": "LAST_EPOCH",
 }
 """The default network on small training sets."""
 
@@ -71,25 +73,20 @@ SMALL_HYBRID: Settings = {
 }
 """Cheap enough for many seeds and variants."""
 
-LITERATURE: dict[str, dict[str, Settings]] = {
-    "mini_rocket": {
-        "strong dropout": MINI_ROCKET | UNBALANCED,
-        "fast steps": MINI_ROCKET
-        | UNBALANCED
-        | {"model.dropout": "0.4", "trainer.learning_rate": "0.001"},
-    },
-    "inception_time": {"": INCEPTION_TIME | UNBALANCED},
-    "hybrid_cnn_lstm": {"": HYBRID | UNBALANCED},
+LITERATURE: dict[str, Settings] = {
+    # Leaving one out chose the strength of the ridge: validation has only the epoch to choose.
+    "mini_rocket": MINI_ROCKET | UNBALANCED | {"data.split_column.validation_fraction": "0.05"},
+    "inception_time": INCEPTION_TIME | UNBALANCED,
+    "hybrid_cnn_lstm": HYBRID | UNBALANCED,
 }
-"""By model and variant; of several variants, validation decides for each training."""
+"""By model."""
 
 ABLATION: dict[str, dict[str, Settings]] = {
     "ECG5000": {
         "hybrid_cnn_lstm": SMALL_HYBRID
         | _ALL_EPOCHS
         | {"trainer.learning_rate": "0.001", "trainer.batch_size": "32", "trainer.epochs": "40"},
-        "mini_rocket": MINI_ROCKET
-        | {"trainer.epochs": "60", "trainer.early_stopping_metric": "VAL_MACRO_F1"},
+        "mini_rocket": MINI_ROCKET | {"trainer.early_stopping_metric": "VAL_MACRO_F1"},
     },
     "stocks": {
         "hybrid_cnn_lstm": SMALL_HYBRID
@@ -98,16 +95,13 @@ ABLATION: dict[str, dict[str, Settings]] = {
             "trainer.epochs": "10",
             "trainer.early_stopping_patience": "5",
         },
-        "mini_rocket": MINI_ROCKET
-        | {"trainer.epochs": "20", "trainer.early_stopping_metric": "VAL_MACRO_F1"},
+        "mini_rocket": MINI_ROCKET | {"trainer.early_stopping_metric": "VAL_MACRO_F1"},
     },
 }
 """By data and model; the balancing comes on top."""
 
 MARKET: dict[str, Settings] = {
-    "mini_rocket": MINI_ROCKET
-    | WEIGHTED
-    | {"trainer.epochs": "20", "trainer.early_stopping_metric": "VAL_MACRO_F1"},
+    "mini_rocket": MINI_ROCKET | WEIGHTED | {"trainer.early_stopping_metric": "VAL_MACRO_F1"},
     "hybrid_cnn_lstm": {
         "trainer.epochs": "10",
         "trainer.learning_rate": "0.0003",

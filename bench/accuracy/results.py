@@ -79,14 +79,6 @@ def _record(content: dict[str, Any]) -> Record:
     )
 
 
-def choose(records: list[Record]) -> list[Record]:
-    """Of each seed's variants the one with the lowest validation loss."""
-    by_seed: dict[int, list[Record]] = {}
-    for record in records:
-        by_seed.setdefault(record.seed, []).append(record)
-    return [min(ones, key=lambda one: one.validation["loss"]) for ones in by_seed.values()]
-
-
 def spread(records: list[Record], metric: str) -> Spread:
     """A test metric over records that differ by their seed."""
     return _spread(records, lambda record: record.test[metric])

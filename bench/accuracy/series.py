@@ -45,12 +45,12 @@ class Sets:
 def literature_runs(
     sets: Sets, names: Sequence[str], model: str, seeds: Sequence[int]
 ) -> Iterator[Run]:
-    """A model on sets with published figures, with each of its variants."""
+    """A model on sets with published figures."""
     for name in names:
         dataset, data = sets[name]
-        for variant, recipe in recipes.LITERATURE[model].items():
-            for seed in seeds:
-                yield Run(LITERATURE, name, model, variant, seed, dataset, data | recipe)
+        settings = data | recipes.LITERATURE[model]
+        for seed in seeds:
+            yield Run(LITERATURE, name, model, "", seed, dataset, settings)
 
 
 def ablation_runs(data: str, dataset: str, layout: Settings, seeds: Sequence[int]) -> Iterator[Run]:

@@ -129,6 +129,7 @@ class TrainingClient:
             FailedPreconditionError: the dataset cannot be trained on like this.
             AlreadyExistsError: the `request_id` was used with other fields.
             QueueFullError: as many jobs wait as may wait.
+            QuotaExceededError: as many of this tenant's do, or it stores as much as it may.
             StorageFullError: the server's disk is full.
         """
         return self._unary(self._trainings.SubmitTraining, with_request_id(request))
@@ -172,6 +173,7 @@ class TrainingClient:
             DataLossError: the server left out an event.
             NotFoundError: there is no such job.
             OutOfRangeError: the job has no event `after_sequence`.
+            QuotaExceededError: this tenant has as many watches open as it may.
         """
         request = training_pb2.WatchTrainingRequest(
             name=resource_name("jobs", job), after_sequence=after_sequence
@@ -225,6 +227,7 @@ class TrainingClient:
             JobNotResumableError: the job has not ended, or has succeeded, or has no checkpoint.
             AlreadyExistsError: the `request_id` was used for another job.
             QueueFullError: as many jobs wait as may wait.
+            QuotaExceededError: as many of this tenant's do, or it stores as much as it may.
         """
         return self._unary(self._trainings.ResumeTraining, resumption(job, epochs, changes))
 
@@ -271,6 +274,7 @@ class TrainingClient:
             MissingExtraError: it is not a file sent as it is, and pyarrow is not installed.
             BrokenUploadError: the server cannot read it; the message says where.
             StorageFullError: the server's disk has no room for it.
+            QuotaExceededError: this tenant would store more than it may.
         """
         with tables.spool(data) as spool:
             return self._retry(

@@ -41,6 +41,7 @@ __all__ = [
     "OutOfRangeError",
     "PermissionDeniedError",
     "QueueFullError",
+    "QuotaExceededError",
     "ResourceExhaustedError",
     "StorageFullError",
     "TrainwireError",
@@ -136,6 +137,10 @@ class ResourceExhaustedError(TrainwireError):
 
 class QueueFullError(ResourceExhaustedError):
     """As many jobs wait as may wait; try again when some have ended."""
+
+
+class QuotaExceededError(ResourceExhaustedError):
+    """The caller's tenant has as much of something as it may have; the message says of what."""
 
 
 class StorageFullError(ResourceExhaustedError):
@@ -250,6 +255,7 @@ STATUS_CLASSES: dict[tuple[grpc.StatusCode, str], type[TrainwireError]] = {
     (grpc.StatusCode.UNAUTHENTICATED, ""): UnauthenticatedError,
     (grpc.StatusCode.RESOURCE_EXHAUSTED, ""): ResourceExhaustedError,
     (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL"): QueueFullError,
+    (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED"): QuotaExceededError,
     (grpc.StatusCode.RESOURCE_EXHAUSTED, "STORAGE_FULL"): StorageFullError,
     (grpc.StatusCode.FAILED_PRECONDITION, ""): FailedPreconditionError,
     (grpc.StatusCode.FAILED_PRECONDITION, "DATASET_UNSUITABLE"): DatasetUnsuitableError,

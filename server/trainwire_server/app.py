@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sqlite3
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
@@ -23,16 +23,15 @@ from trainwire.v1 import (
     training_pb2,
     training_pb2_grpc,
 )
-from trainwire_server.data.catalog import Catalog, DataDirectoryInUse
 from trainwire_server.execution.local import LocalExecutor
-from trainwire_server.jobs.datasets import Datasets
 from trainwire_server.jobs.devices import Devices
-from trainwire_server.jobs.ledger import Ledger
-from trainwire_server.jobs.manager import Manager
+from trainwire_server.jobs.houses import House, HouseError, Houses
+from trainwire_server.jobs.manager import Workshop
 from trainwire_server.jobs.queue import Slots
-from trainwire_server.jobs.retention import Retention
+from trainwire_server.jobs.quotas import Quotas
 from trainwire_server.jobs.run import Limits
-from trainwire_server.jobs.store import Store
+from trainwire_server.jobs.scheduler import Scheduler
+from trainwire_server.jobs.tenants import Rules, Tenants
 from trainwire_server.logs import configure_logs
 from trainwire_server.memory import collect_seldom, keep_freed_memory
 from trainwire_server.meters import Meters
@@ -85,16 +84,12 @@ async def serve(settings: Settings) -> None:
     configure_logs(settings.log_format, settings.log_level)
     keep_freed_memory()
     guard = _guard(settings)
-    catalog = _open_catalog(settings)
+    metrics = _metrics(settings)
+    houses = Houses(settings.data_dir, metrics or Meters())
     try:
-        metrics = _metrics(settings)
-        store = _open_store(catalog, metrics or Meters())
-        try:
-            await _serve(settings, guard, catalog, store, metrics)
-        finally:
-            await store.close()
+        await _serve(settings, guard, houses, metrics)
     finally:
-        catalog.close()
+        await houses.close()
 
 
 def _guard(settings: Settings) -> Guard:
@@ -109,20 +104,11 @@ def _guard(settings: Settings) -> Guard:
     return guard
 
 
-def _open_catalog(settings: Settings) -> Catalog:
+def _open_all(houses: Houses) -> list[House]:
     try:
-        return Catalog(settings.data_dir)
-    except DataDirectoryInUse as error:
+        return houses.open_all()
+    except HouseError as error:
         raise StartError(str(error)) from error
-    except OSError as error:
-        raise StartError(f"cannot use data directory {settings.data_dir}: {error}") from error
-
-
-def _open_store(catalog: Catalog, meters: Meters) -> Store:
-    try:
-        return Store(catalog.database, meters)
-    except sqlite3.Error as error:
-        raise StartError(f"cannot use database {catalog.database}: {error}") from error
 
 
 def _metrics(settings: Settings) -> PrometheusMeters | None:
@@ -152,22 +138,19 @@ def _tracing() -> Tracing | None:
 
 
 def _serve_metrics(
-    metrics: PrometheusMeters, ledger: Ledger, devices: Devices, catalog: Catalog
+    metrics: PrometheusMeters, tenants: Tenants, devices: Devices, data_dir: Path
 ) -> None:
     try:
-        address = metrics.serve(ledger, devices, catalog)
+        address = metrics.serve(tenants, devices, data_dir)
     except OSError as error:
         raise StartError(f"cannot listen on {metrics.listen}: {error}") from error
     structlog.get_logger().info("server.metrics", address=address)
 
 
 async def _serve(
-    settings: Settings,
-    guard: Guard,
-    catalog: Catalog,
-    store: Store,
-    metrics: PrometheusMeters | None,
+    settings: Settings, guard: Guard, houses: Houses, metrics: PrometheusMeters | None
 ) -> None:
+    found = _open_all(houses)
     stop, meters = _stop_signal(), metrics or Meters()
     tracing = _tracing()
     interceptors = [CallInterceptor(meters), *guard.interceptors()]
@@ -175,35 +158,31 @@ async def _serve(
         interceptors = [*tracing.interceptors(), *interceptors]
     server = grpc.aio.server(interceptors=interceptors, options=_OPTIONS)
     address = _bind(server, settings.listen, guard.certificates)
-    datasets = Datasets(store, catalog)
     executor = LocalExecutor()
     devices = Devices(executor)
-    retention = Retention(store, catalog, datasets, settings.retain_days, settings.max_data_bytes)
-    ledger = Ledger(store, retention.poke, meters)
+    workshop, rules = _workshop(settings, executor, devices), _rules(settings)
+    tenants = Tenants(found, houses, workshop, rules, meters)
     if metrics is not None:
-        _serve_metrics(metrics, ledger, devices, catalog)
-    manager = _manager(settings, store, ledger, catalog, datasets, executor, devices)
+        _serve_metrics(metrics, tenants, devices, settings.data_dir)
     memory = settings.ingest_memory_mb * _MIB
     health_servicer = Health()
     await health_servicer.serve("", *_SERVICES)
     _add_services(
         server,
-        TrainingService(manager),
-        DatasetService(store, catalog, datasets, executor, retention, memory, meters),
-        ModelService(store, catalog),
-        SystemService(manager, devices, executor.name, settings),
+        TrainingService(tenants),
+        DatasetService(tenants, executor, memory, settings.upload_idle_seconds, meters),
+        ModelService(tenants),
+        SystemService(tenants, devices, executor.name, settings),
         health_servicer,
     )
-    await manager.recover()
-    sweeping = asyncio.create_task(retention.run())
+    await tenants.recover()
     collect_seldom()
     await server.start()
     log = structlog.get_logger()
     log.info("server.ready", address=address, data_dir=str(settings.data_dir))
     await stop.wait()
-    log.info("server.stopping", running_jobs=manager.running_jobs, grace=settings.grace)
-    sweeping.cancel()
-    await _drain(server, manager, health_servicer, settings.grace)
+    log.info("server.stopping", running_jobs=tenants.running_jobs, grace=settings.grace)
+    await _drain(server, tenants, health_servicer, settings.grace)
     if tracing is not None:
         await asyncio.to_thread(tracing.close)
     log.info("server.stopped")
@@ -226,15 +205,7 @@ def _add_services(
     reflection.enable_server_reflection(names, server)
 
 
-def _manager(
-    settings: Settings,
-    store: Store,
-    ledger: Ledger,
-    catalog: Catalog,
-    datasets: Datasets,
-    executor: LocalExecutor,
-    devices: Devices,
-) -> Manager:
+def _workshop(settings: Settings, executor: LocalExecutor, devices: Devices) -> Workshop:
     limits = Limits(
         threads=settings.threads,
         memory_bytes=settings.job_memory_mb * _MIB,
@@ -242,29 +213,33 @@ def _manager(
         grace=settings.grace,
         attempts=settings.max_attempts,
     )
-    return Manager(
-        store,
-        ledger,
-        catalog,
-        datasets,
-        executor,
-        devices,
-        Slots(settings.max_concurrent_jobs, settings.jobs_per_device),
-        limits,
-        settings.max_queued_jobs,
-        settings.heartbeat,
+    slots = Slots(settings.max_concurrent_jobs, settings.jobs_per_device)
+    scheduler = Scheduler(slots, settings.max_queued_jobs, _quotas(settings))
+    return Workshop(executor, devices, scheduler, limits, settings.heartbeat)
+
+
+def _rules(settings: Settings) -> Rules:
+    return Rules(settings.retain_days, settings.max_data_bytes, _quotas(settings))
+
+
+def _quotas(settings: Settings) -> Quotas:
+    return Quotas(
+        queued_jobs=settings.tenant_queued_jobs,
+        running_jobs=settings.tenant_running_jobs,
+        stored_bytes=settings.tenant_stored_bytes,
+        watches=settings.tenant_watches,
     )
 
 
 async def _drain(
-    server: grpc.aio.Server, manager: Manager, health_servicer: Health, grace: float
+    server: grpc.aio.Server, tenants: Tenants, health_servicer: Health, grace: float
 ) -> None:
     """Take no more work, finish what fits into the grace, end all calls."""
     loop = asyncio.get_running_loop()
     end = loop.time() + grace
     await health_servicer.enter_graceful_shutdown()
     # Calls are answered meanwhile: whoever submits hears when to try again.
-    await manager.drain(grace)
+    await tenants.drain(grace)
     # Last of all: who watches the health should see all of it, but would hold the server up.
     health_servicer.end_watches()
     await server.stop(max(end - loop.time(), 0.5))

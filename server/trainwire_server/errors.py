@@ -6,6 +6,9 @@ call (`service/status.py` turns it into a gRPC status).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from trainwire.contract import Violation
 from trainwire.v1 import training_pb2
 
@@ -50,11 +53,12 @@ class JobFailure(Exception):
 class RequestError(Exception):
     """Answers a call with an error.
 
-    `reason` is the machine-readable UPPER_SNAKE_CASE name that travels in ErrorInfo;
-    `retry_seconds` is when to try again, where that is known.
+    `reason` is the machine-readable UPPER_SNAKE_CASE name that travels in ErrorInfo, with
+    `metadata`; `retry_seconds` is when to try again, where that is known.
     """
 
     reason = "INTERNAL"
+    metadata: Mapping[str, str] = MappingProxyType({})
     retry_seconds = 0
 
     def __init__(self, message: str, violations: tuple[Violation, ...] = ()) -> None:
@@ -115,6 +119,29 @@ class Untrainable(RequestError):
         self.reason = name.removeprefix("FAILURE_REASON_")
 
 
+class JobTooLarge(RequestError):
+    """Not even the least that the job takes fits into the memory that it may have.
+
+    Args:
+        message: what it takes, what is allowed, and what to do about it.
+        violations: the fields that make it so large.
+        least: bytes that it takes at least.
+        limit: bytes that it may have.
+    """
+
+    reason = "JOB_TOO_LARGE"
+
+    def __init__(
+        self,
+        message: str,
+        violations: tuple[Violation, ...] = (),
+        least: int = 0,
+        limit: int = 0,
+    ) -> None:
+        super().__init__(message, violations)
+        self.metadata = {"least_bytes": str(least), "limit_bytes": str(limit)}
+
+
 class JobNotFinished(RequestError):
     """The job has not ended; cancel it first."""
 
@@ -137,6 +164,22 @@ class QueueFull(RequestError):
     """As many jobs wait as may wait."""
 
     reason = "QUEUE_FULL"
+
+
+class QuotaExceeded(RequestError):
+    """The caller's tenant has as much of something as it may have.
+
+    Args:
+        message: what there is, what is allowed, and what to do about it.
+        quota: name of the setting, as a variable has it.
+        limit: what that says.
+    """
+
+    reason = "QUOTA_EXCEEDED"
+
+    def __init__(self, message: str, quota: str = "", limit: float = 0) -> None:
+        super().__init__(message)
+        self.metadata = {"quota": quota, "limit": f"{limit:.15g}"}
 
 
 class StorageFull(RequestError):

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import IntEnum
+
+DEFAULT_TENANT = "default"
+"""Whose all is that is said to be nobody else's; on a server without tokens, everything."""
+TENANT_WORDS = "1 to 64 lower-case letters, digits and _ -, the first a letter or digit"
+_TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+
+
+def is_tenant(name: str) -> bool:
+    """Whether a tenant may be called this: it becomes the name of a folder."""
+    return _TENANT.fullmatch(name) is not None
 
 
 class Role(IntEnum):
@@ -27,10 +38,12 @@ class Identity:
     Attributes:
         name: the name of its token, for the log.
         role: what it may do.
+        tenant: whose jobs, datasets and models it has to do with.
     """
 
     name: str
     role: Role
+    tenant: str = DEFAULT_TENANT
 
 
 CALLER: ContextVar[Identity | None] = ContextVar("CALLER", default=None)
@@ -39,6 +52,12 @@ CALLER: ContextVar[Identity | None] = ContextVar("CALLER", default=None)
 A task that a call starts and that outlives it still has its caller here: only what runs as part of
 a call may look.
 """
+
+
+def tenant_of_caller() -> str:
+    """Whose call this is."""
+    caller = CALLER.get()
+    return DEFAULT_TENANT if caller is None else caller.tenant
 
 
 @dataclass
@@ -63,4 +82,4 @@ def call_fields() -> dict[str, str]:
     """The call and its caller as a log line has them; no caller where there are no tokens."""
     call, caller = CALL.get(), CALLER.get()
     fields = {} if call is None else {"call_id": call.id}
-    return fields if caller is None else {**fields, "caller": caller.name}
+    return fields if caller is None else {**fields, "caller": caller.name, "tenant": caller.tenant}

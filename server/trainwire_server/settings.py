@@ -25,7 +25,7 @@ class Settings:
         tls_cert: the server's certificate in PEM; None serves without TLS.
         tls_key: its key.
         client_ca: CAs of which every client has to have a certificate; None asks for none.
-        token_file: who may call, and with which role; None takes calls from everybody.
+        token_file: who may call, in which role, for which tenant; None takes calls from everybody.
         insecure: whether other machines may reach a server, or its metrics, without TLS.
         metrics_listen: address to serve metrics on over HTTP, "HOST:PORT"; None serves none.
         data_dir: folder that holds the database, datasets and models.
@@ -34,11 +34,17 @@ class Settings:
         threads: threads a training process computes with; the cores divided by
             `max_concurrent_jobs` if it was not said.
         max_queued_jobs: jobs that may wait; one more is refused.
+        tenant_queued_jobs: jobs of one tenant that may wait; 0 for as many as there may be.
+        tenant_running_jobs: jobs of one tenant that may train at the same time; 0 likewise.
+        tenant_stored_bytes: bytes that one tenant may store before it is refused more; 0 for as
+            many as there are.
+        tenant_watches: watches that one tenant may have open; 0 for any number.
+        upload_idle_seconds: seconds after which an upload ends of which nothing comes.
         job_memory_mb: MiB that a training process may allocate; 0 for as much as there is.
         lease: seconds that a training process may be silent before it is replaced.
         heartbeat: seconds of silence after which a watch is sent a sign of life.
         retain_days: days after which finished jobs and unused datasets are deleted; 0 for never.
-        max_data_bytes: bytes the data directory may take before the oldest of them are deleted; 0
+        max_data_bytes: bytes each tenant's folder may take before the oldest of them are deleted; 0
             for as many as there are.
         max_attempts: training processes a job may lose in a row without finishing an epoch.
         ingest_memory_mb: MiB that parsing an upload may allocate.
@@ -59,6 +65,11 @@ class Settings:
     jobs_per_device: int
     threads: int
     max_queued_jobs: int
+    tenant_queued_jobs: int
+    tenant_running_jobs: int
+    tenant_stored_bytes: int
+    tenant_watches: int
+    upload_idle_seconds: float
     max_attempts: int
     job_memory_mb: int
     lease: float
@@ -107,12 +118,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--jobs-per-device", type=_count, default=1, help="jobs at the same time on one GPU")
     add("--threads", type=_count, help="threads of a job; cores / max-concurrent-jobs if not said")
     add("--max-queued-jobs", type=_count, default=1000, help="jobs that may wait")
+    add("--tenant-queued-jobs", type=_limit, default=0, help="of one tenant; 0: no limit")
+    add("--tenant-running-jobs", type=_limit, default=0, help="of one tenant; 0: no limit")
+    add("--tenant-stored-bytes", type=_limit, default=0, help="of one tenant; 0: no limit")
+    add("--tenant-watches", type=_limit, default=0, help="open, of one tenant; 0: no limit")
+    add("--upload-idle-seconds", type=_positive, default=60.0, help="an upload may be silent")
     add("--max-attempts", type=_count, default=3, help="processes lost in a row before a job fails")
     add("--job-memory-mb", type=_limit, default=0, help="MiB a job may allocate; 0: no limit")
     add("--lease", type=_positive, default=30.0, help="seconds a job's process may be silent")
     add("--heartbeat", type=_positive, default=15.0, help="seconds a watch may be silent")
     add("--retain-days", type=_days, default=0.0, help="days finished jobs stay; 0: for ever")
-    add("--max-data-bytes", type=_limit, default=0, help="bytes on disk; 0: no limit")
+    add("--max-data-bytes", type=_limit, default=0, help="bytes of each tenant; 0: no limit")
     add("--ingest-memory-mb", type=_count, default=4096, help="MiB that parsing an upload may take")
     add("--grace", type=_seconds, default=10.0, help="seconds calls and cancelled jobs get to end")
     add("--log-format", type=_one_of(*_FORMATS), default="auto", help=", ".join(_FORMATS))

@@ -1,7 +1,7 @@
-"""The token file: who may call, and with which role. It holds hashes, never a token.
+"""The token file: who may call, in which role, for which tenant. It holds hashes, never a token.
 
-A line is `sha256:HEX ROLE NAME`; what follows a `#` is a comment. The hash needs neither salt nor
-work factor: a token is 256 random bits, which nobody finds by trying.
+A line is `sha256:HEX ROLE NAME [TENANT]`; what follows a `#` is a comment. The hash needs neither
+salt nor work factor: a token is 256 random bits, which nobody finds by trying.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainwire_server.identity import Identity, Role
+from trainwire_server.identity import DEFAULT_TENANT, TENANT_WORDS, Identity, Role, is_tenant
 
 _PREFIX = "trainwire_"
 """What every token begins with, so that it is recognised where it should not be."""
 _SCHEME = "sha256:"
-_LINE = "sha256:HEX ROLE NAME"
+_LINE = "sha256:HEX ROLE NAME [TENANT]"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _NAME_WORDS = "1 to 64 letters, digits and . _ @ -, the first a letter or digit"
 _MOST_BYTES = 1 << 20
@@ -123,10 +123,11 @@ def parse_tokens(text: str) -> tuple[Token, ...]:
 
 def _token(words: list[str], before: list[Token]) -> Token:
     """What is wrong is said without the words: one of them may be a token put there in error."""
-    if len(words) != 3:
+    if len(words) not in (3, 4):
         raise TokenFileError(f"{len(words)} words; allowed: {_LINE}")
-    digest, role, name = words
-    token = Token(_digest(digest), Identity(_checked_name(name), _role(role)))
+    digest, role, name, *rest = words
+    tenant = _checked_tenant(rest[0]) if rest else DEFAULT_TENANT
+    token = Token(_digest(digest), Identity(_checked_name(name), _role(role), tenant))
     for other in before:
         if other.digest == token.digest:
             raise TokenFileError(f"the token of {other.identity.name} once more")
@@ -154,14 +155,21 @@ def _checked_name(text: str) -> str:
     return text
 
 
+def _checked_tenant(text: str) -> str:
+    if not is_tenant(text):
+        raise TokenFileError(f"the fourth word is no tenant; allowed: {TENANT_WORDS}")
+    return text
+
+
 def new_token() -> str:
     """A new token: 256 random bits."""
     return _PREFIX + secrets.token_urlsafe(32)
 
 
-def line_of(token: str, role: Role, name: str) -> str:
+def line_of(token: str, identity: Identity) -> str:
     """The line for the token file."""
-    return f"{_SCHEME}{digest_of(token).hex()} {role.text} {name}"
+    words = [f"{_SCHEME}{digest_of(token).hex()}", identity.role.text, identity.name]
+    return " ".join(words if identity.tenant == DEFAULT_TENANT else [*words, identity.tenant])
 
 
 # ------------------------------------------------------------------------ the command
@@ -171,7 +179,7 @@ def run_command(arguments: Sequence[str]) -> None:
     """`trainwire-server token`: make a token, and print it this once. Exits on wrong usage."""
     given = _parser().parse_args(arguments)
     token = new_token()
-    line = line_of(token, _role(given.role), given.name)
+    line = line_of(token, Identity(given.name, _role(given.role), given.tenant))
     if given.token_file is None:
         sys.stdout.write(f"{token}\n{line}\n")
         return
@@ -192,6 +200,8 @@ def _parser() -> argparse.ArgumentParser:
     roles = [role.text for role in Role]
     add("--role", required=True, choices=roles, help="what its caller may do")
     add("--name", required=True, type=_name_argument, help=f"name for the log: {_NAME_WORDS}")
+    tenant = f"whose jobs, datasets and models it has to do with: {TENANT_WORDS}"
+    add("--tenant", default=DEFAULT_TENANT, type=_tenant_argument, help=f"{tenant} (%(default)s)")
     add("--token-file", type=Path, help="append the line to this file, made if need be")
     return parser
 
@@ -201,6 +211,13 @@ def _name_argument(text: str) -> str:
         return _checked_name(text)
     except TokenFileError:
         raise argparse.ArgumentTypeError(f"{text!r} is not {_NAME_WORDS}") from None
+
+
+def _tenant_argument(text: str) -> str:
+    try:
+        return _checked_tenant(text)
+    except TokenFileError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {TENANT_WORDS}") from None
 
 
 def _append(path: Path, line: str) -> None:

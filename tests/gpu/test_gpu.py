@@ -16,8 +16,11 @@ import torch
 from trainwire import contract
 from trainwire.v1 import training_pb2
 from trainwire_server.data.prepare import Prepared, Split
+from trainwire_server.training import graphs
 from trainwire_server.training.fit import evaluate, train
+from trainwire_server.training.graphs import Step
 from trainwire_server.training.setup import set_up
+from trainwire_server.training.steps import Part
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -76,6 +79,51 @@ def test_equal_runs_are_bit_equal(precision: str, tmp_path: Path) -> None:
         assert events[0].started.device == "cuda:0"
         assert events[-1].succeeded.test.macro_f1 > 0.7
     one, two = (tmp_path / name / "bundle/model.safetensors" for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+
+
+@pytest.mark.parametrize("mixup", [0, 0.4])
+@pytest.mark.parametrize("precision", ["FP32", "BF16"])
+def test_graphs_give_the_bits_of_single_kernels(
+    precision: str, mixup: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request, replays, capture = _request(precision), [], graphs.capture
+    request.trainer.mixup_alpha = mixup
+
+    def count(step: Step) -> Step:
+        replay = capture(step)
+
+        def counted() -> list[Part]:
+            replays.append(1)
+            return replay()
+
+        return counted
+
+    monkeypatch.setattr(graphs, "capture", count)
+    events = _run(request, tmp_path / "graphs")
+    reasons = [event.warning.reason for event in events if event.HasField("warning")]
+    assert training_pb2.WARNING_REASON_NO_CUDA_GRAPH not in reasons
+    # Of 2,500 windows 9 batches are full, in each of six epochs; three come before the graph.
+    assert len(replays) >= 6 * 9 - 3
+
+    def refuse(_: Step) -> Step:
+        raise RuntimeError("no graphs")
+
+    monkeypatch.setattr(graphs, "capture", refuse)
+    _run(request, tmp_path / "kernels")
+    one, two = (tmp_path / name / "bundle/model.safetensors" for name in ("graphs", "kernels"))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_streamed_windows_give_the_bits_of_resident_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _run(_request("FP32"), tmp_path / "resident")
+    monkeypatch.setattr("trainwire_server.training.setup.has_room", lambda *_: False)
+    events = _run(_request("FP32"), tmp_path / "streamed")
+    reasons = [event.warning.reason for event in events if event.HasField("warning")]
+    assert training_pb2.WARNING_REASON_WINDOWS_STREAMED in reasons
+    one, two = (tmp_path / name / "bundle/model.safetensors" for name in ("resident", "streamed"))
     assert one.read_bytes() == two.read_bytes()
 
 

@@ -79,11 +79,13 @@ def test_a_job_that_needs_more_memory_than_it_may_have_trains_in_smaller_parts(
 def test_a_job_whose_every_window_needs_more_memory_fails_alone(
     narrow: TrainingClient, columns: Any, small: RequestFor
 ) -> None:
-    dataset = narrow.upload(columns(8_000)).name
+    dataset = narrow.upload(columns(60_000)).name
     request = small(dataset, epochs=1, batch_size=1)
-    request.data.windows.sequence_length = 512
-    request.model.hybrid_cnn_lstm.conv_channels = 2048
-    request.model.hybrid_cnn_lstm.conv_blocks = 8
+    # What can be told before would fit.
+    request.data.windows.sequence_length = 4096
+    request.model.hybrid_cnn_lstm.conv_channels = 512
+    request.model.hybrid_cnn_lstm.conv_blocks = 11
+    request.model.hybrid_cnn_lstm.kernel_size = 1
     job = narrow.submit(request)
     *_, last = narrow.watch(job)
     assert last.failed.failure.reason == training_pb2.FAILURE_REASON_OUT_OF_MEMORY

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from trainwire_server.data.catalog import Catalog, DataDirectoryInUse
+from trainwire_server.data.durable import SymbolicLink
 from trainwire_server.errors import BrokenUpload
 
 DATA = b"some bytes of a dataset"
@@ -128,4 +129,49 @@ def test_a_use_is_never_moved_back(tmp_path: Path) -> None:
         assert catalog.last_used("datasets/d") == expected
     catalog.mark_used("datasets/none", 1)
     assert catalog.last_used("datasets/none") == 0
+    catalog.close()
+
+
+@pytest.mark.parametrize("name", ["datasets", "jobs", "models", "uploads", "lock"])
+def test_a_data_directory_with_links_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "data").mkdir()
+    target = tmp_path / ("file" if name == "lock" else "elsewhere")
+    (tmp_path / "data" / name).symlink_to(target)
+    with pytest.raises(OSError, match=r"symbolic link"):
+        Catalog(tmp_path / "data")
+    assert (tmp_path / "file").read_text() == "kept"
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+@pytest.mark.parametrize("place", ["", "checkpoints"])
+def test_a_job_whose_folder_is_a_link_loses_the_link_alone(place: str, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere/checkpoints").mkdir(parents=True)
+    (tmp_path / "elsewhere/checkpoints/x.partial").write_text("kept")
+    catalog = Catalog(tmp_path / "data")
+    (tmp_path / "data/jobs/one").mkdir()
+    planted = tmp_path / "data/jobs/one" / place
+    if not place:
+        planted.rmdir()
+    planted.symlink_to(tmp_path / "elsewhere" / place)
+    if place:
+        catalog.drop_checkpoints("jobs/one")
+        catalog.tidy("jobs/one")
+    else:
+        for use in (catalog.drop_checkpoints, catalog.tidy, catalog.job_folder):
+            with pytest.raises(SymbolicLink):
+                use("jobs/one")
+    catalog.remove("jobs/one")
+    assert not (tmp_path / "data/jobs/one").exists()
+    assert not list((tmp_path / "data/uploads").iterdir())
+    assert (tmp_path / "elsewhere/checkpoints/x.partial").read_text() == "kept"
+    catalog.close()
+
+
+@pytest.mark.parametrize("name", ["jobs/..", "jobs/.", "jobs/", "jobs/a/b", "../jobs", "uploads/a"])
+def test_what_names_no_resource_has_no_folder(name: str, tmp_path: Path) -> None:
+    catalog = Catalog(tmp_path)
+    with pytest.raises(ValueError, match="is no name of a resource"):
+        catalog.remove(name)
     catalog.close()

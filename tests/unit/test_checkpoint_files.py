@@ -179,3 +179,30 @@ def test_it_loads_neither_torch_nor_numpy() -> None:
         "sys.exit(bool({'torch', 'numpy', 'safetensors'} & set(sys.modules)))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+SAVE = """
+import sys
+from pathlib import Path
+import torch
+from trainwire_server.execution.worker import _limit_memory
+from trainwire_server.training.checkpoint import save_weights
+
+weights = {"a": torch.ones(2**25)}  # 128 MiB
+for mebibytes in (320, 224, 160, 96, 8):
+    _limit_memory(mebibytes * 2**20)
+    path = Path(sys.argv[1], str(mebibytes))
+    try:
+        save_weights(weights, path)
+    except MemoryError:
+        pass
+    print(path.exists())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA")
+def test_weights_without_memory_to_write_them_are_an_error_that_can_be_told(tmp_path: Path) -> None:
+    """Not a panic and not the end of the process, both of which safetensors knows."""
+    command = [sys.executable, "-c", SAVE, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.split("\n") == ["True", *["False"] * 4, ""], done.stderr

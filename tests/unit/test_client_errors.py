@@ -190,6 +190,7 @@ def test_details_are_decoded_and_readable() -> None:
     ("code", "reason", "kind"),
     [
         (code_pb2.RESOURCE_EXHAUSTED, "QUEUE_FULL", trainwire_client.QueueFullError),
+        (code_pb2.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED", trainwire_client.QuotaExceededError),
         (code_pb2.RESOURCE_EXHAUSTED, "STORAGE_FULL", trainwire_client.StorageFullError),
         (code_pb2.RESOURCE_EXHAUSTED, "", trainwire_client.ResourceExhaustedError),
         (code_pb2.FAILED_PRECONDITION, "JOB_NOT_RESUMABLE", trainwire_client.JobNotResumableError),

@@ -21,8 +21,12 @@ class Mean(FittedNetwork):
         self.width, self.windows_at_a_time = 2, 3
         self.batches: list[int] = []
 
-    def fit_to(self, windows: Tensor, rows: Tensor) -> None:
+    def fit_to(self, windows: Tensor, rows: Tensor, labels: Tensor, weights: Tensor) -> None:
         """Nothing to fit."""
+
+    def fitting_bytes(self, rows: int) -> int:
+        """None."""
+        return 0
 
     def extract(self, windows: Tensor) -> Tensor:
         """The mean over time of two features."""

@@ -222,6 +222,25 @@ def test_the_metric_picks_the_best_epoch_and_patience_ends_the_run(
     assert succeeded.epochs_run == len(epochs) == succeeded.best_epoch + 3
 
 
+def test_the_last_epoch_is_taken_where_no_metric_is_to_pick(
+    run: Run, make_request: MakeRequest
+) -> None:
+    # What makes the test above stop early.
+    request = make_request(
+        trainer__epochs="12",
+        trainer__learning_rate="0.1",
+        trainer__early_stopping_patience="1",
+        trainer__early_stopping_metric="LAST_EPOCH",
+    )
+    events = run(request)
+    epochs, succeeded = epochs_of(events), events[-1].succeeded
+    losses = [epoch.validation.loss for epoch in epochs]
+    assert int(np.argmin(losses)) + 1 < len(epochs)
+    assert succeeded.best_epoch == succeeded.epochs_run == 12
+    assert not succeeded.stopped_early
+    assert succeeded.validation == epochs[-1].validation
+
+
 def test_patience_zero_never_stops(run: Run, make_request: MakeRequest) -> None:
     rough = {"trainer__epochs": "12", "trainer__learning_rate": "0.3"}
     impatient = run(make_request(trainer__early_stopping_patience="1", **rough))

@@ -8,9 +8,34 @@ from pathlib import Path
 import pytest
 
 from trainwire_server.execution import frames
-from trainwire_server.execution.executor import Plan
+from trainwire_server.execution.executor import Ingest, Plan, Probe, Task, Train
 
-TASK = Plan(request=b"r" * 1_000, table=Path("table"), threads=2)
+TASK = Plan(request=b"r" * 1_000, table=Path("table"), threads=2, memory_bytes=2**40)
+TASKS = [
+    TASK,
+    # Names that are no UTF-8, as a disk may have them.
+    Ingest(Path("a\udcff"), Path("ü"), data_format=3, memory_bytes=1, table_bytes=2**33),
+    Train(
+        request=bytes(range(256)),
+        table=Path("/a/table"),
+        folder=Path("/b"),
+        threads=4,
+        visible_devices="",
+        last_epoch=7,
+        is_started=True,
+        memory_bytes=0,
+        beat_seconds=0.2,
+    ),
+    Probe(),
+]
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: type(task).__name__)
+def test_a_task_arrives_as_it_was_sent(task: Task) -> None:
+    server, child = socket.socketpair()
+    with server, child:
+        server.sendall(frames.pack(task))
+        assert frames.Connection(child).hear_task() == task
 
 
 def test_orders_that_follow_a_task_at_once_are_heard_after_it() -> None:

@@ -16,14 +16,20 @@ from trainwire.v1 import dataset_pb2, system_pb2, training_pb2
 from trainwire_server.data.catalog import Catalog
 from trainwire_server.errors import NotFound, StorageFull
 from trainwire_server.execution.executor import Probe, Task, Train
+from trainwire_server.identity import DEFAULT_TENANT
 from trainwire_server.jobs.datasets import Datasets
 from trainwire_server.jobs.devices import Devices
+from trainwire_server.jobs.houses import House, Houses
 from trainwire_server.jobs.ledger import Ledger
-from trainwire_server.jobs.manager import Manager
+from trainwire_server.jobs.manager import Workshop
 from trainwire_server.jobs.queue import Slots
+from trainwire_server.jobs.quotas import Quotas
 from trainwire_server.jobs.run import Limits
+from trainwire_server.jobs.scheduler import Scheduler
 from trainwire_server.jobs.store import Store
+from trainwire_server.jobs.tenants import Rules, Tenants
 from trainwire_server.jobs.watch import Watches
+from trainwire_server.meters import Meters
 
 SHA256 = "0" * 64
 DATASET = dataset_pb2.Dataset(
@@ -130,23 +136,23 @@ class Bench:
         self.catalog = Catalog(folder)
         self.store = FaultyStore(self.catalog.database)
         self.children = Children(probe_fails)
-        self.manager = Manager(
-            self.store,
-            Ledger(self.store),
-            self.catalog,
-            Datasets(self.store, self.catalog),
+        workshop = Workshop(
             self.children,
             Devices(self.children),
-            Slots(1, 1),
+            Scheduler(Slots(1, 1), 10, Quotas()),
             Limits(threads=threads, memory_bytes=0, lease=30.0, grace=60.0, attempts=3),
-            max_queued_jobs=10,
             heartbeat=15.0,
         )
+        house = House(DEFAULT_TENANT, self.catalog, self.store)
+        rules = Rules(retain_days=0, max_data_bytes=0, quotas=Quotas())
+        meters = Meters()
+        self.tenants = Tenants([house], Houses(folder, meters), workshop, rules, meters)
+        self.manager = next(iter(self.tenants)).manager
 
     async def start_job(self) -> training_pb2.TrainingJob:
         """A job whose process has been started."""
         await self.store.add_dataset(DATASET)
-        await self.manager.recover()
+        await self.tenants.recover()
         request = training_pb2.TrainingRequest(dataset=DATASET.name)
         request.data.column.name = "y"
         job = await self.manager.submit(request)
@@ -154,7 +160,7 @@ class Bench:
         return await self.manager.get(job.name)
 
     async def close(self) -> None:
-        await self.manager.drain(grace=0.0)
+        await self.tenants.drain(grace=0.0)
         await self.store.close()
         self.catalog.close()
 
@@ -242,7 +248,7 @@ def test_every_attempt_computes_with_the_threads_of_the_first(tmp_path: Path) ->
         assert await anext(event async for event in events if event.HasField("started"))
         await first.close()
         second = Bench(tmp_path, threads=1)
-        await second.manager.recover()
+        await second.tenants.recover()
         await second.children.began.wait()
         assert (threads(first)[0], threads(second)) == (2, [2])
         await second.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.linear_model import RidgeClassifier, RidgeClassifierCV
 from torch import Tensor
 
 from trainwire import contract
 from trainwire.architectures import mini_rocket
 from trainwire.architectures.build import build
 from trainwire.architectures.mini_rocket import DilatedKernels, MiniRocket, spread_dilations
+from trainwire.architectures.ridge import ALPHAS, fit_ridge
 from trainwire.v1 import training_pb2
 from trainwire_server.data.prepare import Prepared
 from trainwire_server.training import extraction
@@ -42,12 +45,17 @@ def small(features: int, time: int, dropout: float = 0.0, **sizes: int) -> MiniR
     return network
 
 
+def fit(network: MiniRocket, windows: Tensor, rows: Tensor) -> None:
+    """With classes that take turns, of equal weight."""
+    network.fit_to(windows, rows, torch.arange(len(rows)) % 3, torch.ones(3, dtype=torch.float64))
+
+
 def fitted(features: int, time: int, **sizes: int) -> tuple[MiniRocket, Tensor]:
     """A network and the windows it was fitted to, in float64: the comparison is one of formulas."""
     torch.manual_seed(0)
     network = small(features, time, **sizes).double()
     windows = torch.randn(30, features, time, dtype=torch.float64)
-    network.fit_to(windows, torch.arange(30))
+    fit(network, windows, torch.arange(30))
     return network, windows
 
 
@@ -103,7 +111,7 @@ def test_features_are_those_of_a_plain_loop(features: int, time: int) -> None:
 def test_a_windows_features_have_the_same_bits_in_any_batch(features: int) -> None:
     torch.manual_seed(0)
     network, windows = small(features, 40), torch.randn(50, features, 40)
-    network.fit_to(windows, torch.arange(50))
+    fit(network, windows, torch.arange(50))
     alone = torch.cat([network.extract(window[None]) for window in windows])
     assert torch.equal(network.extract(windows), alone)
 
@@ -136,7 +144,7 @@ def test_biases_are_quantiles_of_a_training_windows_output() -> None:
     torch.manual_seed(0)
     network = small(2, 25).double()
     windows = torch.randn(5, 2, 25, dtype=torch.float64)
-    network.fit_to(windows, torch.tensor([3]))
+    fit(network, windows, torch.tensor([3]))
     number = 0
     for kernels in dilated(network):
         for kernel in range(84):
@@ -154,7 +162,7 @@ def test_biases_come_from_many_windows() -> None:
     network, offsets = small(1, 9, features_per_kernel=1), torch.arange(40.0)
     # Constant but for the ends: at 0 and 1000 times the window's number, in turn.
     windows = (1000 * offsets[:, None, None]).expand(40, 1, 9)
-    network.fit_to(windows, torch.arange(40))
+    fit(network, windows, torch.arange(40))
     assert len({round(b / 1000) for b in dilated(network)[0].biases[:, 0].tolist()}) > 20
 
 
@@ -166,7 +174,7 @@ def test_only_the_rows_given_are_looked_at() -> None:
     for each in (windows, others):
         torch.manual_seed(1)
         network = small(2, 15)
-        network.fit_to(each, torch.arange(10))
+        fit(network, each, torch.arange(10))
         states.append(network.state_dict())
     for name, tensor in states[0].items():
         assert torch.equal(tensor, states[1][name]), name
@@ -192,7 +200,7 @@ def test_features_of_the_training_windows_are_standardised() -> None:
 
 def test_a_feature_without_variation_is_not_blown_up() -> None:
     network = small(1, 12)
-    network.fit_to(torch.ones(5, 1, 12), torch.arange(5))
+    fit(network, torch.ones(5, 1, 12), torch.arange(5))
     assert torch.equal(network.scale, torch.ones(420))
     assert network.extract(torch.randn(5, 1, 12)).abs().max() <= 1
 
@@ -202,6 +210,57 @@ def test_statistics_of_many_windows_come_from_a_sample(monkeypatch: pytest.Monke
     network, windows = fitted(1, 20)
     all_of_them = network.extract(windows).mean(dim=0)
     assert 0 < all_of_them.abs().mean() < 0.5
+
+
+# ------------------------------------------------------------------------ first weights
+
+
+def begun(series: int, step: int, **sizes: int) -> tuple[MiniRocket, Tensor, Tensor]:
+    """A network fitted to windows of 25 rows of one table, a step apart; and these, and rows."""
+    torch.manual_seed(0)
+    network, table = small(2, 25, **sizes).double(), torch.randn(series * step + 25, 2).double()
+    windows, rows = table.unfold(0, 25, 1), step * torch.arange(series)
+    fit(network, windows, rows)
+    return network, windows[rows], rows
+
+
+def test_the_linear_layer_begins_at_scikit_learns_ridge_times_a_factor() -> None:
+    network, windows, _ = begun(30, step=25, ridge_windows=100)
+    features, labels = network.extract(windows).numpy(), np.arange(30) % 3
+    expected = RidgeClassifierCV(alphas=ALPHAS).fit(features, labels)
+    scores = expected.decision_function(features)
+    logits = network(windows).detach().numpy()
+    factor = (logits / scores).mean()
+    assert 0.01 < factor < 100
+    assert factor != pytest.approx(1)
+    np.testing.assert_allclose(logits, factor * scores, rtol=0, atol=1e-5)
+    assert not begun(30, step=25)[0].head.weight.any()
+
+
+@pytest.mark.parametrize(("step", "block"), [(25, 1), (24, 2)])
+def test_of_many_windows_some_give_the_first_weights(
+    step: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def note(*arguments: Any) -> Any:
+        seen.append(arguments)
+        return fit_ridge(*arguments)
+
+    monkeypatch.setattr(mini_rocket, "fit_ridge", note)
+    network, windows, _ = begun(60, step, ridge_windows=12)
+    ((features, labels, _, _, found),) = seen
+    distances = torch.cdist(features, network.extract(windows))
+    rows = distances.argmin(dim=1)
+    assert distances.amin(dim=1).max() < 1e-5
+    assert len(rows) == 12
+    assert (rows.diff() > 0).all()
+    assert rows.max() > 12
+    assert torch.equal(labels, rows % 3)
+    # Those drawn here are rarely neighbours; some are.
+    assert rows.diff().min() == 1
+    # Windows that overlap are left out with their neighbours.
+    assert found == block
 
 
 # ------------------------------------------------------------------------ in a run
@@ -243,12 +302,44 @@ def test_seed_and_threads_decide_as_they_should(
     assert not are_equal(first, buffers(set_up(other, make_prepared(), 1)))
 
 
+@pytest.mark.parametrize("balancing", [
+    {"balancing__use_class_weights": "true"},
+    {"balancing__use_oversampling": "true", "balancing__oversample_ratio": "1"},
+    {"balancing__use_undersampling": "true", "balancing__undersample_ratio": "1"},
+])  # fmt: skip
+def test_the_first_weights_count_classes_as_the_epochs_do(
+    balancing: dict[str, str], make_request: MakeRequest, make_prepared: MakePrepared
+) -> None:
+    off = {f"balancing__use_{name}": "false" for name in ("class_weights", "oversampling")}
+    sizes = {"model__mini_rocket__features_per_kernel": "3"}
+    prepared = make_prepared()
+    kept = np.flatnonzero((prepared.train.labels > 0) | (np.arange(250) % 5 == 0))
+    train = replace(
+        prepared.train, starts=prepared.train.starts[kept], labels=prepared.train.labels[kept]
+    )
+    setup = set_up(make_request(**sizes, **(off | balancing)), replace(prepared, train=train), 1)
+    network = setup.model
+    assert isinstance(network, MiniRocket)
+    features = network.extract(setup.windows[setup.train.starts]).double().numpy()
+    labels, found = setup.train.labels.numpy(), network.head.weight.detach().numpy().ravel()
+    near, far = (
+        max(
+            np.corrcoef(found, model.fit(features, labels).coef_.ravel())[0, 1]
+            for alpha in ALPHAS
+            for model in [RidgeClassifier(alpha=alpha, class_weight=class_weight)]
+        )
+        for class_weight in ("balanced", None)
+    )
+    assert near > 1 - 1e-6
+    assert far < 1 - 1e-3
+
+
 def test_replicas_compute_with_what_a_checkpoint_brings() -> None:
     torch.manual_seed(0)
     windows = torch.randn(40, 1, 20)
     model, source = small(1, 20), small(1, 20)
     for network, rows in ((model, torch.arange(20)), (source, torch.arange(20, 40))):
-        network.fit_to(windows, rows)
+        fit(network, windows, rows)
         torch.nn.init.normal_(network.head.weight)
     replicas = Replicas(model, 2, 64, torch.device("cpu"))
     model.load_state_dict(source.state_dict())
@@ -308,7 +399,7 @@ def test_any_sizes_give_logits_and_gradients(
     torch.manual_seed(0)
     network = small(features, time, features_per_kernel=per_kernel, max_dilations=most)
     windows = torch.randn(6, features, time)
-    network.fit_to(windows, torch.arange(6))
+    fit(network, windows, torch.arange(6))
     assert network.width == 84 * per_kernel == network.extract(windows).shape[1]
     logits = network(windows)
     assert logits.shape == (6, 3)
@@ -332,7 +423,7 @@ def test_the_default_has_the_papers_sizes() -> None:
 def test_dropout_leaves_out_features_in_training_alone() -> None:
     torch.manual_seed(0)
     network, windows = small(1, 20, dropout=0.5), torch.randn(3, 1, 20)
-    network.fit_to(windows, torch.arange(3))
+    fit(network, windows, torch.arange(3))
     torch.nn.init.normal_(network.head.weight)
     assert not torch.equal(network(windows), network(windows))
     network.eval()

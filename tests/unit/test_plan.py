@@ -136,6 +136,10 @@ def test_the_estimate_grows_with_what_takes_memory(tmp_path: Path) -> None:
     assert larger > small + 12 * 4 * 2 * 4 * 512 * 512
     assert estimate("trainer.batch_size=256") > plain + 10_000_000
     assert estimate("data.windows.sequence_length=20") < plain
+    # Of 800 windows, four matrices of windows by windows, and 84 features of each.
+    rocket = "model.mini_rocket.features_per_kernel=1"
+    begun, plain = estimate(rocket), estimate(rocket, "model.mini_rocket.ridge_windows=0")
+    assert begun > plain + 10_000_000
 
 
 def test_the_estimate_counts_what_is_there(

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from trainwire.v1 import training_pb2
-from trainwire_server.jobs.queue import Lease, Queue, Slots
+from trainwire_server.errors import QueueFull, QuotaExceeded
+from trainwire_server.jobs.queue import JobKey, Lease, Queue, Slots
+from trainwire_server.jobs.quotas import Quotas
+from trainwire_server.jobs.scheduler import Scheduler
 
 AUTO, ON_CPU, ON_GPU = (
     training_pb2.DEVICE_AUTO,
     training_pb2.DEVICE_CPU,
     training_pb2.DEVICE_CUDA,
 )
+A, B = "a-team", "b-team"
+NONE = Quotas()
 
 
 def job(
@@ -34,32 +43,32 @@ def slots(*devices: str, jobs: int = 8, per_device: int = 1) -> Slots:
 def started(queue: Queue, places: Slots) -> list[tuple[str, str]]:
     """Names and devices of all that can start now, in order."""
     found = []
-    while pair := queue.start_next(places):
-        found.append((pair[0], pair[1].device))
+    while pair := queue.start_next(places, lambda _: True):
+        found.append((pair[0].name, pair[1].device))
     return found
 
 
 def queue_of(*jobs: training_pb2.TrainingJob) -> Queue:
     queue = Queue()
     for one in jobs:
-        queue.add(one)
+        queue.add(A, one)
     return queue
 
 
 def test_higher_priority_first_then_first_come() -> None:
     queue = queue_of(job("a"), job("b", 5), job("c"), job("d", 5), job("e", -1))
-    assert [queue.position(name) for name in "bdace"] == [1, 2, 3, 4, 5]
+    assert [queue.position(JobKey(A, name)) for name in "bdace"] == [1, 2, 3, 4, 5]
     assert [name for name, _ in started(queue, slots())] == list("bdace")
     assert len(queue) == 0
-    assert queue.position("a") == 0
+    assert queue.position(JobKey(A, "a")) == 0
 
 
 @pytest.mark.parametrize(("priority", "place"), [(9, 1), (5, 3), (0, 5), (-1, 6), (-9, 6)])
 def test_a_new_job_is_told_the_place_it_gets(priority: int, place: int) -> None:
     queue = queue_of(job("a"), job("b", 5), job("c"), job("d", 5), job("e", -1))
     assert queue.position_of_next(priority) == place
-    queue.add(job("new", priority))
-    assert queue.position("new") == place
+    queue.add(A, job("new", priority))
+    assert queue.position(JobKey(A, "new")) == place
 
 
 def test_no_more_jobs_than_slots() -> None:
@@ -86,7 +95,7 @@ def test_waiting_for_a_gpu_holds_nobody_up() -> None:
     waiting = (job("a", device=ON_GPU), job("b", 9, ON_GPU), job("c", -9, ON_CPU))
     queue, places = queue_of(*waiting), slots("cuda:0")
     assert started(queue, places) == [("b", "cuda:0"), ("c", "cpu")]
-    assert queue.position("a") == 1
+    assert queue.position(JobKey(A, "a")) == 1
 
 
 def test_without_a_gpu_auto_is_the_cpu() -> None:
@@ -105,9 +114,9 @@ def test_until_the_devices_are_known_only_the_cpu_is_given_away() -> None:
 
 def test_a_job_that_is_taken_out_does_not_start() -> None:
     queue = queue_of(job("a"), job("b"))
-    queue.remove("a")
-    queue.remove("nobody")
-    assert queue.position("a") == 0
+    queue.remove(JobKey(A, "a"))
+    queue.remove(JobKey(A, "nobody"))
+    assert queue.position(JobKey(A, "a")) == 0
     assert [name for name, _ in started(queue, slots())] == ["b"]
 
 
@@ -130,3 +139,122 @@ def test_one_gpu_is_never_given_to_two_jobs(
         used = [device for device in running if device != "cpu"]
         assert len(used) == len(set(used))
         assert len(running) <= at_once
+
+
+# ------------------------------------------------------------------------ of several tenants
+
+
+class Bench:
+    """A scheduler whose jobs train until they are told to end."""
+
+    def __init__(self, places: int, most_queued: int = 10, quotas: Quotas = NONE) -> None:
+        self.scheduler = Scheduler(slots(jobs=places), most_queued, quotas)
+        self.ends: dict[str, asyncio.Event] = {}
+        self.started: list[str] = []
+        self.lines = {tenant: self.scheduler.line(tenant, self._start) for tenant in (A, B)}
+
+    def _start(self, name: str, lease: Lease) -> Coroutine[Any, Any, None]:
+        self.started.append(name)
+        self.ends[name] = asyncio.Event()
+        return self._train(name)
+
+    async def _train(self, name: str) -> None:
+        await self.ends[name].wait()
+
+    def add(self, tenant: str, *jobs: training_pb2.TrainingJob) -> None:
+        for one in jobs:
+            self.lines[tenant].add(one)
+        self.scheduler.pump()
+
+    async def end(self, name: str) -> None:
+        """End a job, and let what comes of it happen."""
+        running = len(self.lines[A].running) + len(self.lines[B].running)
+        before = len(self.started)
+        self.ends[name].set()
+        while len(self.lines[A].running) + len(self.lines[B].running) == running:
+            if len(self.started) > before:
+                break
+            await asyncio.sleep(0)
+
+
+def test_a_place_goes_to_the_next_job_whosever_it_is() -> None:
+    async def work() -> None:
+        bench = Bench(places=1)
+        bench.add(A, job("a1"), job("a2"), job("a3"))
+        bench.add(B, job("b1"), job("b2", priority=5))
+        assert bench.started == ["a1"]
+        places = [bench.lines[A].position(name) for name in ("a2", "a3")]
+        assert (places, bench.lines[B].position("b2"), bench.lines[B].position("b1")) == (
+            [2, 3],
+            1,
+            4,
+        )
+        assert [len(bench.lines[tenant]) for tenant in (A, B)] == [2, 2]
+        for name in ("a1", "b2", "a2", "a3"):
+            await bench.end(name)
+        assert bench.started == ["a1", "b2", "a2", "a3", "b1"]
+
+    asyncio.run(work())
+
+
+def test_jobs_over_the_running_quota_are_passed_by() -> None:
+    async def work() -> None:
+        bench = Bench(places=3, quotas=Quotas(running_jobs=1))
+        bench.add(A, job("a1"), job("a2", priority=9), job("a3"))
+        assert bench.started == ["a2"]
+        bench.add(B, job("b1"))
+        # There was a place, and it went to no other job of the tenant that has its own.
+        assert bench.started == ["a2", "b1"]
+        await bench.end("b1")
+        assert bench.started == ["a2", "b1"]
+        await bench.end("a2")
+        assert bench.started == ["a2", "b1", "a1"]
+        assert (bench.lines[A].running, bench.lines[B].running) == (["a1"], [])
+
+    asyncio.run(work())
+
+
+def test_two_tenants_may_have_jobs_of_one_name() -> None:
+    async def work() -> None:
+        bench = Bench(places=1)
+        bench.add(A, job("first"))
+        bench.add(A, job("same"))
+        bench.add(B, job("same"))
+        assert [bench.lines[tenant].position("same") for tenant in (A, B)] == [1, 2]
+        bench.lines[A].remove("same")
+        assert [bench.lines[tenant].position("same") for tenant in (A, B)] == [0, 1]
+        await bench.end("first")
+        assert (bench.lines[A].running, bench.lines[B].running) == ([], ["same"])
+
+    asyncio.run(work())
+
+
+def test_the_line_is_full_for_one_tenant_or_for_all() -> None:
+    async def work() -> None:
+        bench = Bench(places=1, most_queued=3, quotas=Quotas(queued_jobs=2))
+        bench.add(A, job("a1"), job("a2"), job("a3"))
+        with pytest.raises(QuotaExceeded, match="2 jobs of this tenant wait"):
+            bench.lines[A].check_room()
+        # What is being stored counts as well: two calls cannot both get the last room.
+        with bench.lines[B].room(), pytest.raises(QueueFull, match="3 jobs wait"):
+            bench.lines[B].check_room()
+        bench.lines[B].check_room()
+        bench.lines[A].remove("a3")
+        with bench.lines[A].room(), pytest.raises(QuotaExceeded):
+            bench.lines[A].check_room()
+        bench.lines[A].check_room()
+
+    asyncio.run(work())
+
+
+def test_a_scheduler_that_stops_starts_nothing_and_waits_for_what_trains() -> None:
+    async def work() -> None:
+        bench = Bench(places=2)
+        bench.add(A, job("a1"), job("a2"), job("a3"))
+        bench.scheduler.stop()
+        asyncio.get_running_loop().call_soon(bench.ends["a1"].set)
+        await bench.scheduler.drain(grace=0.1)
+        assert bench.started == ["a1", "a2"]
+        assert bench.lines[A].running == []
+
+    asyncio.run(work())

@@ -16,8 +16,11 @@ from hypothesis import strategies as st
 from trainwire.v1 import dataset_pb2, model_pb2, training_pb2
 from trainwire_server.data.catalog import Catalog
 from trainwire_server.errors import StorageFull
+from trainwire_server.identity import DEFAULT_TENANT
+from trainwire_server.jobs import houses
 from trainwire_server.jobs import job as jobs
 from trainwire_server.jobs.datasets import Datasets
+from trainwire_server.jobs.quotas import Quotas
 from trainwire_server.jobs.removal import remove_job_and_model
 from trainwire_server.jobs.retention import (
     AGE,
@@ -140,10 +143,11 @@ class House:
     def __init__(self, folder: Path) -> None:
         self.catalog = Catalog(folder)
         self.store = Store(self.catalog.database)
+        self.opened = houses.House(DEFAULT_TENANT, self.catalog, self.store)
         self.datasets = Datasets(self.store, self.catalog)
 
     def retention(self, days: float = 0, max_bytes: int = 0) -> Retention:
-        return Retention(self.store, self.catalog, self.datasets, days, max_bytes)
+        return Retention(self.opened, self.datasets, days, max_bytes, Quotas())
 
     async def add_dataset(self, name: str, used: float = NOW, size: int = 100 * KB) -> str:
         upload = self.catalog.begin_upload(size, "")
@@ -395,7 +399,7 @@ def test_sweeps_come_at_once_and_when_poked(tmp_path: Path) -> None:
     async def work(house: House) -> None:
         dataset = await house.add_dataset("d")
         await house.add_job("1", dataset, NOW - 2)
-        retention = Watched(house.store, house.catalog, house.datasets, 0, 1)
+        retention = Watched(house.opened, house.datasets, 0, 1, Quotas())
         running = asyncio.create_task(retention.run())
         async with asyncio.timeout(30):
             await retention.swept.acquire()

@@ -12,8 +12,8 @@ from trainwire_server import tokens
 from trainwire_server.identity import Identity, Role
 from trainwire_server.tokens import TokenFileError, line_of, parse_tokens, read_tokens, run_command
 
-LINE = line_of("one", Role.READ, "ci")
-OTHER = line_of("two", Role.ADMIN, "ops")
+LINE = line_of("one", Identity("ci", Role.READ))
+OTHER = line_of("two", Identity("ops", Role.ADMIN, "acme"))
 HEX = hashlib.sha256(b"one").hexdigest()
 
 
@@ -27,16 +27,18 @@ def write(folder: Path, text: str | bytes, mode: int = 0o600) -> Path:
 def test_a_line_is_the_hash_of_a_token_with_role_and_name() -> None:
     found = parse_tokens(f"# who may call\n\n  sha256:{HEX}\tread   ci # until May\n{OTHER}\n")
     assert [token.identity for token in found] == [
-        Identity("ci", Role.READ),
-        Identity("ops", Role.ADMIN),
+        Identity("ci", Role.READ, "default"),
+        Identity("ops", Role.ADMIN, "acme"),
     ]
+    assert f"sha256:{HEX} read ci" == LINE
+    assert parse_tokens(f"{LINE} default")[0].identity == found[0].identity
     assert found[0].digest == hashlib.sha256(b"one").digest()
 
 
 def test_a_token_is_found_by_its_hash_alone() -> None:
     known = parse_tokens(f"{LINE}\n{OTHER}")
     assert tokens.find(known, "one") == Identity("ci", Role.READ)
-    assert tokens.find(known, "two") == Identity("ops", Role.ADMIN)
+    assert tokens.find(known, "two") == Identity("ops", Role.ADMIN, "acme")
     for wrong in ("", "One", "one ", "onetwo", HEX, f"sha256:{HEX}", "\udcff"):
         assert tokens.find(known, wrong) is None
 
@@ -44,8 +46,13 @@ def test_a_token_is_found_by_its_hash_alone() -> None:
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("secret", "1 words; allowed: sha256:HEX ROLE NAME"),
-        (f"{LINE} secret", "4 words"),
+        ("secret", "1 words; allowed: sha256:HEX ROLE NAME [TENANT]"),
+        (f"{LINE} acme secret", "5 words"),
+        (f"sha256:{'0' * 64} read ci2 Secret", "is no tenant; allowed: 1 to 64 lower-case"),
+        (f"sha256:{'0' * 64} read ci2 ../secret", "is no tenant"),
+        (f"sha256:{'0' * 64} read ci2 .secret", "is no tenant"),
+        (f"sha256:{'0' * 64} read ci2 {'x' * 65}", "is no tenant"),
+        (f"sha256:{'0' * 64} read ci acme", "a name that another line has"),
         ("secret read ci2", "the first word is not sha256: and 64 lower-case hex digits"),
         (f"{HEX} read ci2", "the first word is not sha256:"),
         (f"md5:{HEX} read ci2", "the first word is not sha256:"),
@@ -139,8 +146,21 @@ def test_the_command_leaves_a_file_alone_that_the_line_would_spoil(
     assert [token.identity.name for token in read_tokens(path)] == ["ci", "ci2"]
 
 
+def test_the_command_says_whose_the_caller_is(capsys: pytest.CaptureFixture[str]) -> None:
+    run_command(["--role", "train", "--name", "ci", "--tenant", "acme"])
+    _, line = capsys.readouterr().out.splitlines()
+    assert line.endswith(" train ci acme")
+    assert parse_tokens(line)[0].identity == Identity("ci", Role.TRAIN, "acme")
+
+
 @pytest.mark.parametrize(
-    "arguments", [["--role", "root", "--name", "ci"], ["--role", "read", "--name", "a b"], []]
+    "arguments",
+    [
+        ["--role", "root", "--name", "ci"],
+        ["--role", "read", "--name", "a b"],
+        ["--role", "read", "--name", "ci", "--tenant", "a/b"],
+        [],
+    ],
 )
 def test_the_command_refuses_wrong_usage(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as stop:

@@ -86,6 +86,7 @@ def _mini_rocket(
         classes,
         features_per_kernel=sizes.features_per_kernel,
         max_dilations=sizes.max_dilations,
+        ridge_windows=sizes.ridge_windows,
         dropout=model.dropout,
     )
 

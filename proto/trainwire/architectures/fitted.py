@@ -10,7 +10,8 @@ from torch import Tensor, nn
 class FittedNetwork(nn.Module, ABC):
     """A network that has to see training windows before its first step.
 
-    What it learns from them are buffers: they go with its weights wherever these go.
+    What it learns from them and keeps are buffers: they go with its weights wherever these go. The
+    weights that are trained may begin at what it learns from the labels.
 
     Attributes:
         width: features that `extract` gives.
@@ -21,14 +22,21 @@ class FittedNetwork(nn.Module, ABC):
     windows_at_a_time: int
 
     @abstractmethod
-    def fit_to(self, windows: Tensor, rows: Tensor) -> None:
-        """Set the buffers; random choices come from torch's generator of the CPU.
+    def fit_to(self, windows: Tensor, rows: Tensor, labels: Tensor, weights: Tensor) -> None:
+        """Set buffers and first weights; random choices come from torch's generator of the CPU.
 
         Args:
-            windows: float32 [rows, features, time], on the CPU; may be a view that would be huge
-                if it were copied.
-            rows: int64 [n], at least one: those of the windows that may be looked at.
+            windows: float32 [rows, features, time], each from its row on, on the CPU; may be a view
+                that would be huge if it were copied.
+            rows: int64 [n], ascending, at least one: those of the windows that may be looked at.
+            labels: int64 [n], class of each of these.
+            weights: float64 [classes], above 0 for each that occurs: what a window of the class
+                counts where classes are learned.
         """
+
+    @abstractmethod
+    def fitting_bytes(self, rows: int) -> int:
+        """Most memory that `fit_to` takes at a time, given so many rows."""
 
     @abstractmethod
     def extract(self, windows: Tensor) -> Tensor:

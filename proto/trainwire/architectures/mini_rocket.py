@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 
 from trainwire.architectures.dropout import Dropout
 from trainwire.architectures.fitted import FittedNetwork
+from trainwire.architectures.ridge import find_scale, fit_ridge, peak_bytes
 
 KERNELS = 84
 _LENGTH = 9
@@ -21,6 +22,7 @@ _MOST_CHANNELS = 9
 """That a kernel adds up."""
 _STANDARDISED_BY = 500
 """Windows whose features give the means and deviations: enough to know these to 4 %."""
+_FOLDS = 10
 _OUTPUTS_AT_A_TIME = 2**18
 """Of a dilation's kernels: they stay in a processor's cache."""
 _FEATURES_AT_A_TIME = 2**20
@@ -34,8 +36,9 @@ class MiniRocket(FittedNetwork):
     is applied at several dilations. A feature is the share of time steps at which the output
     exceeds a bias, a quantile of the output for a training window. With several features per time
     step each kernel and dilation takes the sum of some of them (the paper's multivariate version).
-    The features are standardised by training windows; the linear layer begins at 0, as in the
-    paper's code for large data.
+    The features are standardised by training windows. The linear layer begins at the paper's
+    classifier, ridge regression of up to `ridge_windows` training windows, times the factor that
+    makes probabilities of its scores.
 
     Every value follows from additions in a fixed order and multiplications that are exact, so that
     features have the same bits in any batch and on any device: next to a bias a last bit decides.
@@ -46,6 +49,7 @@ class MiniRocket(FittedNetwork):
         classes: number of logits.
         features_per_kernel: over all dilations.
         max_dilations: of each kernel.
+        ridge_windows: for the first weights; 0: these are 0.
         dropout: probability that a feature is left out (Srivastava et al. 2014).
     """
 
@@ -57,10 +61,12 @@ class MiniRocket(FittedNetwork):
         *,
         features_per_kernel: int,
         max_dilations: int,
+        ridge_windows: int,
         dropout: float,
     ) -> None:
         super().__init__()
         self.width = KERNELS * features_per_kernel
+        self.ridge_windows = ridge_windows
         by_outputs = _OUTPUTS_AT_A_TIME // (KERNELS * time)
         by_features = _FEATURES_AT_A_TIME // self.width
         self.windows_at_a_time = max(1, min(by_outputs, by_features))
@@ -92,14 +98,36 @@ class MiniRocket(FittedNetwork):
         return (self._shares(windows) - self.mean) / self.scale
 
     @torch.no_grad()
-    def fit_to(self, windows: Tensor, rows: Tensor) -> None:
-        """Draw channels and biases; measure mean and deviation of the features."""
+    def fit_to(self, windows: Tensor, rows: Tensor, labels: Tensor, weights: Tensor) -> None:
+        """Draw channels and biases, standardise features, find first weights of the linear layer.
+
+        Labels and weights are for the last of these.
+        """
         first = 1
         for kernels in self._each():
             kernels.draw(windows, rows, first)
             first += kernels.biases.numel()
         chosen = rows[torch.randperm(len(rows))[:_STANDARDISED_BY]]
         self._standardise(windows, chosen)
+        if self.ridge_windows:
+            picks = torch.randperm(len(rows))[: self.ridge_windows].sort().values
+            self._begin_at_ridge(windows, rows[picks], labels[picks], weights[labels[picks]])
+
+    def fitting_bytes(self, rows: int) -> int:
+        """Most memory that `fit_to` takes at a time, given so many rows: that of the ridge."""
+        return peak_bytes(min(rows, self.ridge_windows), self.width)
+
+    def _begin_at_ridge(
+        self, windows: Tensor, rows: Tensor, labels: Tensor, weights: Tensor
+    ) -> None:
+        features = windows.new_empty(len(rows), self.width)
+        for places in torch.split(torch.arange(len(rows)), self.windows_at_a_time):
+            features[places] = self.extract(windows[rows[places]])
+        block = _block_to_leave_out(rows, windows.shape[2])
+        ridge = fit_ridge(features, labels, weights, self.head.out_features, block)
+        scale = find_scale(ridge.left_out, labels, weights)
+        self.head.weight.copy_(scale * ridge.coefficients)
+        self.head.bias.copy_(scale * ridge.intercepts)
 
     def _standardise(self, windows: Tensor, rows: Tensor) -> None:
         total, squares = torch.zeros((2, self.width), dtype=torch.float64)
@@ -219,6 +247,15 @@ class DilatedKernels(nn.Module):
         for weight, part in zip(weights[1:], parts[1:], strict=True):
             total = total.addcmul(weight, part)
         return total
+
+
+def _block_to_leave_out(rows: Tensor, time: int) -> int:
+    """How many neighbours to leave out together: a tenth of windows that overlap, or else one.
+
+    A window that overlaps with another one would not be left out while that one stays.
+    """
+    overlap = bool((rows.diff() < time).any())
+    return -(-len(rows) // _FOLDS) if overlap else 1
 
 
 def spread_dilations(time: int, features_per_kernel: int, most: int) -> dict[int, int]:

@@ -78,15 +78,15 @@ class SystemInfo(google.protobuf.message.Message):
     executor: builtins.str
     """How training processes are run: "local"."""
     queued_jobs: builtins.int
-    """Number of jobs waiting."""
+    """Number of jobs waiting, of those that the caller may see."""
     running_jobs: builtins.int
-    """Number of jobs training."""
+    """Number of jobs training, of those that the caller may see."""
     threads_per_job: builtins.int
     """Threads each training process computes with."""
     max_concurrent_jobs: builtins.int
     """Jobs that may train at the same time."""
     max_queued_jobs: builtins.int
-    """Jobs that may wait; one more is refused."""
+    """Jobs that may wait, whosever they are; one more is refused."""
     @property
     def devices(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___DeviceInfo]:
         """The devices its workers see, the CPU first."""

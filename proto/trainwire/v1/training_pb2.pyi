@@ -103,9 +103,13 @@ class _EarlyStoppingMetricEnumTypeWrapper(google.protobuf.internal.enum_type_wra
     """Mean of the F1 scores of the classes; higher is better."""
     EARLY_STOPPING_METRIC_VAL_BALANCED_ACCURACY: _EarlyStoppingMetric.ValueType  # 3
     """Mean of the recalls of the classes; higher is better."""
+    EARLY_STOPPING_METRIC_LAST_EPOCH: _EarlyStoppingMetric.ValueType  # 4
+    """None: every epoch counts as better than the ones before. For a validation split that is too small
+    to pick by, and a schedule that ends at a low learning rate.
+    """
 
 class EarlyStoppingMetric(_EarlyStoppingMetric, metaclass=_EarlyStoppingMetricEnumTypeWrapper):
-    """Validation metric that picks the best epoch and stops training early."""
+    """What picks the best epoch and stops training early."""
 
 EARLY_STOPPING_METRIC_UNSPECIFIED: EarlyStoppingMetric.ValueType  # 0
 EARLY_STOPPING_METRIC_VAL_LOSS: EarlyStoppingMetric.ValueType  # 1
@@ -114,6 +118,10 @@ EARLY_STOPPING_METRIC_VAL_MACRO_F1: EarlyStoppingMetric.ValueType  # 2
 """Mean of the F1 scores of the classes; higher is better."""
 EARLY_STOPPING_METRIC_VAL_BALANCED_ACCURACY: EarlyStoppingMetric.ValueType  # 3
 """Mean of the recalls of the classes; higher is better."""
+EARLY_STOPPING_METRIC_LAST_EPOCH: EarlyStoppingMetric.ValueType  # 4
+"""None: every epoch counts as better than the ones before. For a validation split that is too small
+to pick by, and a schedule that ends at a low learning rate.
+"""
 global___EarlyStoppingMetric = EarlyStoppingMetric
 
 class _SchedulerType:
@@ -400,6 +408,12 @@ class _WarningReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._
     """A class has too few samples for SMOTE with smote_k_neighbors: fewer are used, or its only sample is
     repeated.
     """
+    WARNING_REASON_NO_CUDA_GRAPH: _WarningReason.ValueType  # 12
+    """On a GPU steps are launched kernel by kernel: a CUDA graph of them could not be made, or gave other
+    gradients.
+    """
+    WARNING_REASON_WINDOWS_STREAMED: _WarningReason.ValueType  # 13
+    """The table is too large for the GPU: it stays in the host's memory, and windows are sent batch by batch."""
 
 class WarningReason(_WarningReason, metaclass=_WarningReasonEnumTypeWrapper):
     """Kinds of warning."""
@@ -429,6 +443,12 @@ WARNING_REASON_TOO_FEW_FOR_SMOTE: WarningReason.ValueType  # 11
 """A class has too few samples for SMOTE with smote_k_neighbors: fewer are used, or its only sample is
 repeated.
 """
+WARNING_REASON_NO_CUDA_GRAPH: WarningReason.ValueType  # 12
+"""On a GPU steps are launched kernel by kernel: a CUDA graph of them could not be made, or gave other
+gradients.
+"""
+WARNING_REASON_WINDOWS_STREAMED: WarningReason.ValueType  # 13
+"""The table is too large for the GPU: it stays in the host's memory, and windows are sent batch by batch."""
 global___WarningReason = WarningReason
 
 @typing.final
@@ -1062,20 +1082,25 @@ class MiniRocket(google.protobuf.message.Message):
 
     FEATURES_PER_KERNEL_FIELD_NUMBER: builtins.int
     MAX_DILATIONS_FIELD_NUMBER: builtins.int
+    RIDGE_WINDOWS_FIELD_NUMBER: builtins.int
     features_per_kernel: builtins.int
     max_dilations: builtins.int
+    ridge_windows: builtins.int
     def __init__(
         self,
         *,
         features_per_kernel: builtins.int | None = ...,
         max_dilations: builtins.int | None = ...,
+        ridge_windows: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_features_per_kernel", b"_features_per_kernel", "_max_dilations", b"_max_dilations", "features_per_kernel", b"features_per_kernel", "max_dilations", b"max_dilations"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_features_per_kernel", b"_features_per_kernel", "_max_dilations", b"_max_dilations", "features_per_kernel", b"features_per_kernel", "max_dilations", b"max_dilations"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_features_per_kernel", b"_features_per_kernel", "_max_dilations", b"_max_dilations", "_ridge_windows", b"_ridge_windows", "features_per_kernel", b"features_per_kernel", "max_dilations", b"max_dilations", "ridge_windows", b"ridge_windows"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_features_per_kernel", b"_features_per_kernel", "_max_dilations", b"_max_dilations", "_ridge_windows", b"_ridge_windows", "features_per_kernel", b"features_per_kernel", "max_dilations", b"max_dilations", "ridge_windows", b"ridge_windows"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_features_per_kernel", b"_features_per_kernel"]) -> typing.Literal["features_per_kernel"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_max_dilations", b"_max_dilations"]) -> typing.Literal["max_dilations"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_ridge_windows", b"_ridge_windows"]) -> typing.Literal["ridge_windows"] | None: ...
 
 global___MiniRocket = MiniRocket
 
@@ -1455,7 +1480,7 @@ class TrainingJob(google.protobuf.message.Message):
     attempt: builtins.int
     """Which try at running the job this is, counted from 1; 0 while it has not started."""
     queue_position: builtins.int
-    """Place in the queue, counted from 1; 0 when the job is not queued."""
+    """Place in the queue of the server, counted from 1; 0 when the job is not queued."""
     last_sequence: builtins.int
     """Sequence number of the last event."""
     model: builtins.str

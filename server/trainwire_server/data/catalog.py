@@ -23,7 +23,13 @@ from pathlib import Path
 from typing import IO
 
 from trainwire_server.data.checkpoints import FOLDER
-from trainwire_server.data.durable import begin_sync, refusing_when_full, sync_folder
+from trainwire_server.data.durable import (
+    begin_sync,
+    not_through_links,
+    refuse_links,
+    refusing_when_full,
+    sync_folder,
+)
 from trainwire_server.errors import BrokenUpload
 
 
@@ -40,13 +46,16 @@ class Catalog:
     """The data directory of one server; only one process can have it open.
 
     What stores something raises StorageFull when there is no room, and may be called again.
+    The server makes no symbolic links here. What has become one is not followed: it is removed as a
+    link, and whatever would read or write through it raises SymbolicLink.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        refuse_links(*(root / name for name in (*_KINDS, "uploads")))
         for name in _KINDS:
             (root / name).mkdir(parents=True, exist_ok=True)
-        self._lock = (root / "lock").open("w")
+        self._lock = open(root / "lock", "w", opener=not_through_links)  # noqa: SIM115
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -78,7 +87,9 @@ class Catalog:
 
     def table(self, dataset: str) -> Path:
         """The Arrow file of a dataset, by resource name."""
-        return self._folder(dataset) / "table"
+        table = self._folder(dataset) / "table"
+        refuse_links(table)
+        return table
 
     def job_folder(self, job: str) -> Path:
         """The folder of a job, by resource name; made if it is not there."""
@@ -92,13 +103,24 @@ class Catalog:
         return self._folder(model)
 
     def _folder(self, name: str) -> Path:
+        """Where to read and write what belongs to a resource."""
+        folder = self._entry(name)
+        refuse_links(folder.parent, folder)
+        return folder
+
+    def _entry(self, name: str) -> Path:
+        """The same, for what does neither."""
         kind, _, identity = name.partition("/")
+        # Of what a caller names, the database has been asked before; this is for whoever forgets.
+        if kind not in _KINDS or "/" in identity or identity in ("", ".", ".."):
+            raise ValueError(f"{name!r} is no name of a resource")
         return self.root / kind / identity
 
     # -------------------------------------------------------------------- uploads and bundles
 
     def begin_upload(self, size_bytes: int, sha256: str) -> Upload:
         """A place for the bytes of a dataset on their way in."""
+        refuse_links(self.root / "uploads")
         with refusing_when_full("the dataset"):
             folder = Path(tempfile.mkdtemp(dir=self.root / "uploads"))
             try:
@@ -131,12 +153,13 @@ class Catalog:
         shutil.rmtree(self._folder(job) / FOLDER, ignore_errors=True)
 
     def _move(self, source: Path, name: str) -> None:
-        target = self._folder(name)
+        target = self._entry(name)
         # Not there: moved by a call before, that failed after it.
         if source.exists():
             # Left by a server that was stopped between a move and the record of it.
             self.remove(name)
             source.rename(target)
+        refuse_links(target)
         sync_folder(target)
         sync_folder(target.parent)
 
@@ -146,8 +169,11 @@ class Catalog:
         """Remove the folder of a resource, if it has one: at once for everybody else."""
         # Renamed to a name, not into a new folder: for that a full disk may have no room.
         rubbish = self.root / "uploads" / f"removed-{secrets.token_hex(8)}"
+        refuse_links(rubbish.parent, self._entry(name).parent)
         with contextlib.suppress(FileNotFoundError):
-            self._folder(name).rename(rubbish)
+            self._entry(name).rename(rubbish)
+        if rubbish.is_symlink():
+            rubbish.unlink()
         shutil.rmtree(rubbish, ignore_errors=True)
 
     def stored_bytes(self) -> int:
@@ -158,19 +184,19 @@ class Catalog:
 
     def removable_bytes(self, name: str) -> int:
         """Bytes that go when the folder of a resource goes: files linked elsewhere stay."""
-        files = _files(self._folder(name))
+        files = _files(self._entry(name))
         return sum(file.st_size for file in files if file.st_nlink == 1)
 
     def mark_used(self, dataset: str, time: float) -> None:
         """Note that a dataset was used at a time, in seconds since 1970, or later."""
         with contextlib.suppress(FileNotFoundError):
-            if self._folder(dataset).stat().st_mtime < time:
-                os.utime(self._folder(dataset), (time, time))
+            if self._entry(dataset).lstat().st_mtime < time:
+                os.utime(self._entry(dataset), (time, time), follow_symlinks=False)
 
     def last_used(self, dataset: str) -> float:
         """When a dataset was used last, in seconds since 1970; 0 if it has no folder."""
         try:
-            return self._folder(dataset).stat().st_mtime
+            return self._entry(dataset).lstat().st_mtime
         except FileNotFoundError:
             return 0.0
 
@@ -185,7 +211,9 @@ class Catalog:
 
 
 def _files(folder: Path) -> Iterator[os.stat_result]:
-    """All files below a folder; what vanishes meanwhile is left out."""
+    """All files below a folder that is no link; what vanishes meanwhile is left out."""
+    if folder.is_symlink():
+        return
     for parent, _, names in os.walk(folder):
         for name in names:
             with contextlib.suppress(FileNotFoundError):
@@ -194,7 +222,7 @@ def _files(folder: Path) -> Iterator[os.stat_result]:
 
 def _changed(path: Path) -> float:
     try:
-        return path.stat().st_mtime
+        return path.lstat().st_mtime
     except FileNotFoundError:
         return float("inf")
 

@@ -17,12 +17,31 @@ NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 _SYNC_FILE_RANGE_WRITE = 2  # of Linux' fcntl.h
 
 
+class SymbolicLink(OSError):
+    """Something in the data directory is a symbolic link, and what it names is not the server's."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path} is a symbolic link; the server makes none and follows none there")
+
+
+def refuse_links(*paths: Path) -> None:
+    """Raise SymbolicLink for the first path that is one."""
+    for path in paths:
+        if path.is_symlink():
+            raise SymbolicLink(path)
+
+
+def not_through_links(path: str, flags: int) -> int:
+    """An opener for `open` that does not follow a symbolic link at the end of the path."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file that takes the place of `path` when all of it is on disk, or leaves no trace."""
     partial = path.with_name(f"{path.name}.partial")
     try:
-        with partial.open("wb") as file:
+        with open(partial, "wb", opener=not_through_links) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

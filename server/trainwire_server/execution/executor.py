@@ -45,11 +45,13 @@ class Plan:
         request: the effective TrainingRequest, serialized.
         table: the dataset's Arrow file.
         threads: threads to compute with.
+        memory_bytes: what the child may allocate; 0 for as much as there is.
     """
 
     request: bytes
     table: Path
     threads: int
+    memory_bytes: int
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,14 @@ class Ingest:
         table: where the Arrow file goes.
         data_format: DatasetFormat of the bytes.
         memory_bytes: what the child may allocate.
+        table_bytes: what the Arrow file may take; 0 for as much as there is.
     """
 
     source: Path
     table: Path
     data_format: int
     memory_bytes: int
+    table_bytes: int
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,27 @@
 """What a child process and the server send each other.
 
-The child is sent its task, then orders of one byte. The server is sent messages: a length, a kind,
-a serialized protobuf message.
+The child is sent its task, a length and JSON, then orders of one byte. The server is sent messages:
+a length, a kind, a serialized protobuf message.
 """
 
 from __future__ import annotations
 
 import asyncio
-import pickle
+import dataclasses
+import json
 import socket
 import struct
 import threading
-from typing import cast
+from collections.abc import Callable
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, cast
 
 from google.protobuf import empty_pb2, wrappers_pb2
 from google.protobuf.message import Message
 
 from trainwire.v1 import dataset_pb2, model_pb2, system_pb2, training_pb2
-from trainwire_server.execution.executor import Task
+from trainwire_server.execution.executor import Ingest, Plan, Probe, Task, Train
 
 _LENGTH = struct.Struct("!I")
 _HEADER = struct.Struct("!IB")
@@ -34,6 +38,11 @@ _KINDS: tuple[type[Message], ...] = (
     # A sign of life.
     empty_pb2.Empty,
 )
+_TASKS: dict[str, type[Task]] = {kind.__name__: kind for kind in (Train, Plan, Ingest, Probe)}
+_READERS: MappingProxyType[str, Callable[[str], Any]] = MappingProxyType(
+    {"bytes": bytes.fromhex, "Path": Path}
+)
+"""How a field of a task is read that JSON has no type for, by its annotation."""
 
 
 class Connection:
@@ -53,8 +62,7 @@ class Connection:
         """Wait for the task, the first that the server sends; None when it is gone."""
         header = self._hear_exactly(_LENGTH.size)
         body = self._hear_exactly(*_LENGTH.unpack(header)) if header else b""
-        # From the server itself, which is also whose code this process runs.
-        return cast("Task", pickle.loads(body)) if body else None  # noqa: S301
+        return _unpack(body) if body else None
 
     def _hear_exactly(self, size: int) -> bytes:
         """So many bytes; none when the server is gone before they are all there."""
@@ -76,8 +84,21 @@ class Connection:
 
 def pack(task: Task) -> bytes:
     """A task as a child process hears it."""
-    body = pickle.dumps(task)
+    fields = {"task": type(task).__name__, **dataclasses.asdict(task)}
+    body = json.dumps(fields, default=_as_text).encode()
     return _LENGTH.pack(len(body)) + body
+
+
+def _as_text(value: bytes | Path) -> str:
+    return value.hex() if isinstance(value, bytes) else str(value)
+
+
+def _unpack(body: bytes) -> Task:
+    fields = json.loads(body)
+    kind = _TASKS[fields.pop("task")]
+    readers = {each.name: _READERS.get(str(each.type)) for each in dataclasses.fields(kind)}
+    values = {name: read(fields[name]) if read else fields[name] for name, read in readers.items()}
+    return kind(**values)
 
 
 async def receive(reader: asyncio.StreamReader) -> Message | None:

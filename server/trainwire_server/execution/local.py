@@ -28,6 +28,8 @@ def start_forkserver() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # Arrow's own pool keeps what columns took, beside the heap that training then takes.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+    # Where memory has run out, safetensors would need some to name its functions, and hang.
+    os.environ["RUST_BACKTRACE"] = "0"
     _context.set_forkserver_preload(["trainwire_server.execution.preload"])
     forkserver.ensure_running()
 

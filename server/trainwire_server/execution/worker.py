@@ -7,6 +7,7 @@ server has it loaded already. grpc never gets here.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import signal
@@ -206,6 +207,8 @@ def _resident_bytes() -> int:
 def _plan(connection: Connection, task: Plan) -> None:
     # A dry run has no place on a GPU: there may be a job on each of them.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if task.memory_bytes:
+        _limit_memory(task.memory_bytes)
     from trainwire_server.training import plan
 
     request = training_pb2.TrainingRequest.FromString(task.request)
@@ -224,6 +227,9 @@ def _ingest(connection: Connection, task: Ingest) -> None:
     from trainwire_server.data.durable import refusing_when_full
 
     _limit_memory(task.memory_bytes)
+    if task.table_bytes:
+        # Python has it that a write beyond is an error, and no signal.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (task.table_bytes, task.table_bytes))
     data_format = cast("dataset_pb2.DatasetFormat.ValueType", task.data_format)
     try:
         with refusing_when_full("the dataset"):
@@ -233,6 +239,15 @@ def _ingest(connection: Connection, task: Ingest) -> None:
         _refuse_upload(connection, error.message)
     except StorageFull as error:
         full = JobFailure(training_pb2.FAILURE_REASON_STORAGE_FULL, error.message)
+        connection.send(full.to_proto())
+    except OSError as error:
+        if error.errno != errno.EFBIG:
+            raise
+        message = (
+            f"the table that is made of the upload would take more than {task.table_bytes} bytes, "
+            "which is all that may be stored"
+        )
+        full = JobFailure(training_pb2.FAILURE_REASON_STORAGE_FULL, message)
         connection.send(full.to_proto())
     except MemoryError:
         _refuse_upload(

@@ -262,7 +262,7 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
         connection.execute("COMMIT")
     except BaseException as error:
         _roll_back(connection)
-        if isinstance(error, sqlite3.Error) and _is_full(connection, error):
+        if isinstance(error, sqlite3.Error) and is_full(_folder(connection), error):
             raise StorageFull(full_message("the change")) from error
         raise
 
@@ -273,11 +273,16 @@ def _roll_back(connection: sqlite3.Connection) -> None:
         connection.execute("ROLLBACK")
 
 
-def _is_full(connection: sqlite3.Connection, error: sqlite3.Error) -> bool:
+def _folder(connection: sqlite3.Connection) -> Path:
+    return Path(connection.execute("PRAGMA database_list").fetchone()[2]).parent
+
+
+def is_full(folder: Path, error: sqlite3.Error) -> bool:
+    """Whether the error of a database in this folder is that there is no room for it."""
     code = _primary_code(error)
     if code not in _MAYBE_FULL:
         return code == sqlite3.SQLITE_FULL
-    disk = os.statvfs(Path(connection.execute("PRAGMA database_list").fetchone()[2]).parent)
+    disk = os.statvfs(folder)
     return disk.f_bavail * disk.f_frsize < _FEW_BYTES
 
 

@@ -11,14 +11,18 @@ from trainwire_server.execution.executor import Executor, Plan
 
 
 async def plan(
-    executor: Executor, job: training_pb2.TrainingJob, table: Path, threads: int
+    executor: Executor, job: training_pb2.TrainingJob, table: Path, threads: int, memory: int
 ) -> None:
     """Fill in a job's `plan` and add to its `warnings`.
+
+    Args:
+        memory: bytes that the child process may allocate; 0 for as many as there are.
 
     Raises:
         Untrainable: the job would fail.
     """
-    task = Plan(request=job.request.SerializeToString(), table=table, threads=threads)
+    request = job.request.SerializeToString()
+    task = Plan(request=request, table=table, threads=threads, memory_bytes=memory)
     answers = await ask(executor, task, "validate.worker_error")
     for message in answers.messages:
         if isinstance(message, training_pb2.TrainingPlan):

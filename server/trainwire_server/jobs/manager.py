@@ -3,76 +3,86 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import structlog
 
 from trainwire import contract
 from trainwire.v1 import training_pb2
-from trainwire_server.data.catalog import Catalog
 from trainwire_server.errors import JobNotFinished, ServerStopping
 from trainwire_server.execution.executor import Executor
 from trainwire_server.jobs import job as jobs
 from trainwire_server.jobs.datasets import Datasets
 from trainwire_server.jobs.devices import Devices
+from trainwire_server.jobs.estimate import MemoryLimit
 from trainwire_server.jobs.finish import finish
+from trainwire_server.jobs.houses import House
 from trainwire_server.jobs.ledger import Active, Ledger
-from trainwire_server.jobs.queue import Lease, Queue, Slots
+from trainwire_server.jobs.queue import Lease
 from trainwire_server.jobs.removal import remove_job
+from trainwire_server.jobs.retention import Retention
 from trainwire_server.jobs.run import Limits, Runner
-from trainwire_server.jobs.store import Store
+from trainwire_server.jobs.scheduler import Scheduler
 from trainwire_server.jobs.submission import Submissions
 from trainwire_server.jobs.watch import Watches
 
-_RECOVERY_SECONDS = 5.0
-"""How long a start waits for the jobs before it to be taken up."""
+
+@dataclass(frozen=True)
+class Workshop:
+    """What jobs are run with, by all tenants of a server.
+
+    Attributes:
+        scheduler: gives them their places.
+        limits: what training processes get.
+        heartbeat: seconds that a watch may be silent.
+        planning: held by a dry run, which takes memory beside the jobs that have a place.
+    """
+
+    executor: Executor
+    devices: Devices
+    scheduler: Scheduler
+    limits: Limits
+    heartbeat: float
+    planning: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class Manager:
-    """Runs the jobs of one server.
+    """Runs the jobs of one tenant.
 
     Args:
-        ledger: of the same store.
-        slots: the places to train in.
-        limits: what training processes get.
-        max_queued_jobs: jobs that may wait.
-        heartbeat: seconds that a watch may be silent.
+        house: where they lie.
+        ledger: of the same house, as are `datasets` and `retention`.
     """
 
     def __init__(
         self,
-        store: Store,
-        ledger: Ledger,
-        catalog: Catalog,
+        house: House,
         datasets: Datasets,
-        executor: Executor,
-        devices: Devices,
-        slots: Slots,
-        limits: Limits,
-        max_queued_jobs: int,
-        heartbeat: float,
+        retention: Retention,
+        ledger: Ledger,
+        workshop: Workshop,
     ) -> None:
-        self._store = store
+        self._store = house.store
         self._ledger = ledger
-        self._catalog = catalog
+        self._catalog = house.catalog
         self._datasets = datasets
-        self._devices = devices
-        self._slots = slots
-        self._queue = Queue()
-        self._running: dict[str, asyncio.Task[None]] = {}
-        self._background: set[asyncio.Task[None]] = set()
-        self._stopping = False
-        self._runner = Runner(ledger, catalog, executor, limits)
-        self._watches = Watches(ledger, heartbeat)
+        self._scheduler = workshop.scheduler
+        self._line = workshop.scheduler.line(house.tenant, self._start)
+        self._runner = Runner(ledger, house.catalog, workshop.executor, workshop.limits)
+        self._watches = Watches(ledger, workshop.heartbeat)
         self._submissions = Submissions(
-            store,
-            catalog,
+            house.store,
+            house.catalog,
             datasets,
-            executor,
-            devices,
-            self._queue,
-            max_queued_jobs,
-            limits.threads,
+            retention,
+            workshop.executor,
+            workshop.devices,
+            self._line,
+            workshop.planning,
+            workshop.limits.threads,
+            MemoryLimit(workshop.devices, workshop.limits.memory_bytes),
             self._enqueue,
         )
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -80,37 +90,36 @@ class Manager:
     @property
     def queued_jobs(self) -> int:
         """Number of jobs waiting."""
-        return len(self._queue)
+        return len(self._line)
 
     @property
     def running_jobs(self) -> int:
         """Number of jobs training."""
         # What a job that has ended leaves behind may still be being tidied up.
-        return sum(self._ledger.find(name) is not None for name in self._running)
+        return sum(self._ledger.find(name) is not None for name in self._line.running)
 
     # -------------------------------------------------------------------- start and stop
 
-    async def recover(self) -> None:
-        """Take up the jobs of the server before this one, in their order.
+    async def activate(self) -> list[Active]:
+        """The jobs that have not ended, in the order they were submitted; each is to be taken up.
 
-        What was training then waits again; its process goes on from the last checkpoint. On a full
-        disk that takes until there is room, and this returns before: what is there can be read.
+        From now on they are known to everything else here.
         """
         states = (training_pb2.JOB_STATE_CANCELLING, training_pb2.JOB_STATE_RUNNING)
         found = await self._store.jobs_in_states(*states, training_pb2.JOB_STATE_QUEUED)
-        taking_up = self._take_up_all([self._ledger.activate(job) for job in found])
-        recovering = asyncio.create_task(taking_up)
-        self._background = {recovering, asyncio.create_task(self._learn_devices())}
-        await asyncio.wait({recovering}, timeout=_RECOVERY_SECONDS)
+        return [self._ledger.activate(job) for job in found]
 
-    async def _take_up_all(self, found: Sequence[Active]) -> None:
-        for active in found:
-            try:
-                await self._take_up(active)
-            except Exception:
-                self._log.exception("job.error", job=active.job.name)
-                await self._end_by_error(active)
-        self._pump()
+    async def take_up(self, active: Active) -> None:
+        """Let a job wait that the server before this one has left, or end it.
+
+        Whatever is wrong with it, it does not stay without a process as if it had one. On a full
+        disk this takes until there is room.
+        """
+        try:
+            await self._take_up(active)
+        except Exception:
+            self._log.exception("job.error", job=active.job.name)
+            await self._end_by_error(active)
 
     async def _take_up(self, active: Active) -> None:
         """Let a job wait again, unless a newer server stored what this one would ignore."""
@@ -123,7 +132,7 @@ class Manager:
             return
         active.started = await self._logged_start(active.job.name)
         if active.job.state == training_pb2.JOB_STATE_QUEUED:
-            self._queue.add(active.job)
+            self._line.add(active.job)
 
     async def _let_wait(self, active: Active) -> None:
         """Let a job wait that has no process any more, or end it if it was to be cancelled."""
@@ -143,30 +152,18 @@ class Manager:
                 break
         return None
 
-    async def _learn_devices(self) -> None:
-        self._slots.learn_devices(await self._devices.names())
-        self._pump()
-
-    async def drain(self, grace: float) -> None:
+    def stop(self) -> None:
         """End watches, and let every training process finish the epoch it is in.
 
-        What is not done after so many seconds is ended. All of it is found by the next `recover`.
+        To be called when the scheduler starts no more jobs; what is not done by the end of its
+        drain is found by the next server.
         """
-        self._stopping = True
-        for task in self._background:
-            task.cancel()
         for active in self._ledger.all_active():
             active.feed.end()
         self._runner.drain()
-        tasks = list(self._running.values())
-        if tasks:
-            await asyncio.wait(tasks, timeout=grace)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _refuse_when_stopping(self) -> None:
-        if self._stopping:
+        if self._scheduler.is_stopping:
             raise ServerStopping("the server is stopping; try again")
 
     # -------------------------------------------------------------------- submit
@@ -180,6 +177,7 @@ class Manager:
             DatasetUnsuitable: the dataset's profile shows that training is impossible.
             DeviceUnavailable: a GPU was asked for and there is none.
             QueueFull: too many jobs wait.
+            QuotaExceeded: too many of this tenant do, or it stores too much.
             StorageFull: the disk is full.
         """
         self._refuse_when_stopping()
@@ -258,7 +256,7 @@ class Manager:
         """The job with its place in the queue, which is not stored."""
         current = training_pb2.TrainingJob()
         current.CopyFrom(job)
-        current.queue_position = self._queue.position(job.name)
+        current.queue_position = self._line.position(job.name)
         return current
 
     def watch(self, name: str, after: int) -> AsyncIterator[training_pb2.TrainingEvent]:
@@ -284,7 +282,7 @@ class Manager:
             if active.job.state == training_pb2.JOB_STATE_QUEUED:
                 await self._ledger.record(active, jobs.cancelled(active.job))
                 # One that has just got its place is out of the queue and sees that it has ended.
-                self._queue.remove(name)
+                self._line.remove(name)
             elif active.job.state == training_pb2.JOB_STATE_RUNNING:
                 await self._begin_cancel(active)
         return await self.get(name)
@@ -299,42 +297,34 @@ class Manager:
 
     def _enqueue(self, job: training_pb2.TrainingJob) -> None:
         active = self._ledger.activate(job)
-        if self._stopping:
+        if self._scheduler.is_stopping:
             # Submitted just before: who watches must hear of the stop like all others.
             active.feed.end()
-        self._queue.add(job)
-        self._pump()
+        self._line.add(job)
+        self._scheduler.pump()
 
-    def _pump(self) -> None:
-        """Start waiting jobs while there are places for them."""
-        while not self._stopping and (started := self._queue.start_next(self._slots)):
-            name, lease = started
-            active = self._ledger.active(name)
-            self._running[name] = asyncio.create_task(self._run(active, lease))
+    def _start(self, name: str, lease: Lease) -> Coroutine[Any, Any, None]:
+        return self._run(self._ledger.active(name), lease)
 
     async def _run(self, active: Active, lease: Lease) -> None:
         """Run a job in its place, and let it wait for another one if it has lost its process."""
-        name = active.job.name
         try:
             await self._runner.run(active, lease)
-            if not self._stopping:
+            if not self._scheduler.is_stopping:
                 await self._ledger.insist(lambda: self._let_wait(active))
         except asyncio.CancelledError:
             raise
         except Exception:
-            self._log.exception("job.error", job=name)
+            self._log.exception("job.error", job=active.job.name)
             await self._end_by_error(active)
         finally:
-            del self._running[name]
-            self._slots.give_back(lease)
             self._requeue(active)
-            self._pump()
 
     def _requeue(self, active: Active) -> None:
         if active.job.state == training_pb2.JOB_STATE_QUEUED:
             epoch, losses = active.job.progress.epoch, active.losses
             self._log.warning("job.requeued", job=active.job.name, losses=losses, epoch=epoch)
-            self._queue.add(active.job, first=True)
+            self._line.add(active.job, first=True)
 
     async def _end_by_error(self, active: Active) -> None:
         """End a job for a fault of the server, however often it takes.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import bisect
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
+from operator import attrgetter
+from typing import NamedTuple
 
 from trainwire.v1 import training_pb2
 
@@ -63,45 +64,66 @@ class Slots:
         return gpu if self._taken[gpu] < self._per_device else None
 
 
+class JobKey(NamedTuple):
+    """Which job: two tenants may have one of the same name, where one was copied to the other."""
+
+    tenant: str
+    name: str
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    place: tuple[int, int]
+    key: JobKey
+    job: training_pb2.TrainingJob
+
+
 class Queue:
-    """Waiting jobs: higher priority first, then first come, first served."""
+    """Waiting jobs: higher priority first, then first come, first served, whosever they are."""
 
     def __init__(self) -> None:
-        # In order, each with what it is ordered by: minus its priority, then its arrival.
-        self._waiting: list[tuple[tuple[int, int], training_pb2.TrainingJob]] = []
+        # In order of their places: minus the priority, then the arrival.
+        self._waiting: list[_Waiting] = []
         self._arrivals = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def add(self, job: training_pb2.TrainingJob, first: bool = False) -> None:
+    def count(self, tenant: str) -> int:
+        """How many jobs of a tenant wait."""
+        return sum(1 for waiting in self._waiting if waiting.key.tenant == tenant)
+
+    def add(self, tenant: str, job: training_pb2.TrainingJob, first: bool = False) -> None:
         """Let a job wait behind all of its priority, or before them: it had its turn already."""
         self._arrivals += 1
         arrival = -self._arrivals if first else self._arrivals
         place = (-job.request.resources.priority, arrival)
-        bisect.insort(self._waiting, (place, job), key=itemgetter(0))
+        waiting = _Waiting(place, JobKey(tenant, job.name), job)
+        bisect.insort(self._waiting, waiting, key=attrgetter("place"))
 
-    def remove(self, name: str) -> None:
+    def remove(self, key: JobKey) -> None:
         """A job waits no longer; nothing happens if it did not."""
-        self._waiting = [entry for entry in self._waiting if entry[1].name != name]
+        self._waiting = [waiting for waiting in self._waiting if waiting.key != key]
 
-    def position(self, name: str) -> int:
+    def position(self, key: JobKey) -> int:
         """Place of a job, counted from 1; 0 if it does not wait."""
-        places = enumerate((job.name for _, job in self._waiting), start=1)
-        return next((place for place, waiting in places if waiting == name), 0)
+        places = enumerate((waiting.key for waiting in self._waiting), start=1)
+        return next((place for place, waiting in places if waiting == key), 0)
 
     def position_of_next(self, priority: int) -> int:
         """The place that a job of this priority would get."""
-        return 1 + sum(1 for place, _ in self._waiting if place[0] <= -priority)
+        return 1 + sum(1 for waiting in self._waiting if waiting.place[0] <= -priority)
 
-    def start_next(self, slots: Slots) -> tuple[str, Lease] | None:
-        """Take the first job out for which there is a place.
+    def start_next(
+        self, slots: Slots, may_start: Callable[[str], bool]
+    ) -> tuple[JobKey, Lease] | None:
+        """Take the first job out for which there is a place, and whose tenant may start one.
 
-        One that waits for a GPU holds nobody up who does not need it.
+        One that waits for a GPU, or for its tenant's other jobs, holds nobody else up.
         """
-        for _, job in self._waiting:
-            lease = slots.take(job)
+        for waiting in self._waiting:
+            lease = slots.take(waiting.job) if may_start(waiting.key.tenant) else None
             if lease is not None:
-                self.remove(job.name)
-                return job.name, lease
+                self.remove(waiting.key)
+                return waiting.key, lease
         return None

@@ -1,5 +1,8 @@
 """Deletes what is old or more than there is room for: `--retain-days`, `--max-data-bytes`.
 
+Each tenant's folder is held against them by itself. What a tenant's quota does not allow is refused
+here as well, and deletes nothing.
+
 Jobs that have ended go with their events, their folder and their model; a model with an alias keeps
 its job. Datasets go when no job refers to them. What is running, waiting or referred to stays.
 """
@@ -7,6 +10,7 @@ its job. Datasets go when no job refers to them. What is running, waiting or ref
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -17,12 +21,12 @@ from typing import TypeVar
 import structlog
 
 from trainwire.v1 import dataset_pb2, training_pb2
-from trainwire_server.data.catalog import Catalog
 from trainwire_server.errors import StorageFull
 from trainwire_server.jobs import job as jobs
 from trainwire_server.jobs.datasets import Datasets
+from trainwire_server.jobs.houses import House
+from trainwire_server.jobs.quotas import Quotas
 from trainwire_server.jobs.removal import remove_job_and_model
-from trainwire_server.jobs.store import Store
 
 _PERIOD_SECONDS = 300.0
 _PAUSE_SECONDS = 1.0
@@ -135,30 +139,32 @@ def _reason(last_used: float, oldest: float, excess: int) -> str:
 
 
 class Retention:
-    """Keeps one data directory within its limits.
+    """Keeps the folder of one tenant within its limits.
 
     Args:
         retain_days: days that ended jobs and unused datasets stay; 0 for ever.
-        max_data_bytes: bytes the data directory may take; 0 for as many as there are.
+        max_data_bytes: bytes the folder may take; 0 for as many as there are.
+        quotas: what the tenant may store.
     """
 
     def __init__(
         self,
-        store: Store,
-        catalog: Catalog,
+        house: House,
         datasets: Datasets,
         retain_days: float,
         max_data_bytes: int,
+        quotas: Quotas,
     ) -> None:
-        self._store = store
-        self._catalog = catalog
+        self._store = house.store
+        self._catalog = house.catalog
         self._datasets = datasets
         self._retain_seconds = retain_days * _DAY_SECONDS
         self._max_data_bytes = max_data_bytes
+        self._quotas = quotas
         self._announced = 0
         self._sweeping = asyncio.Lock()
         self._poked = asyncio.Event()
-        self._log: structlog.stdlib.BoundLogger = structlog.get_logger()
+        self._log: structlog.stdlib.BoundLogger = structlog.get_logger().bind(tenant=house.tenant)
 
     async def run(self) -> None:
         """Sweep at once, then every few minutes and when poked, until cancelled."""
@@ -196,6 +202,7 @@ class Retention:
 
         Raises:
             StorageFull: they would be more than --max-data-bytes, whatever may be deleted.
+            QuotaExceeded: they would be more than the tenant may store.
         """
         await self._make_room(size_bytes, time.time())
         self._announced += size_bytes
@@ -205,8 +212,36 @@ class Retention:
             self._announced -= size_bytes
             self.poke()
 
+    async def check_quota(self, more: int = 1) -> None:
+        """Raise QuotaExceeded if the tenant may not store so many bytes more.
+
+        Nobody knows what a job will store: it may begin while there is room for anything at all.
+        """
+        if self._quotas.stored_bytes:
+            self._quotas.check_stored(await self._used_bytes(), more)
+
+    async def largest_table(self) -> int:
+        """Bytes that the table may take which is made of an upload; 0 for as many as there are.
+
+        A few kilobytes can unpack to any size. For --max-data-bytes what is older makes room, but
+        no more than there is of it; for a quota nothing does.
+        """
+        limits = [self._max_data_bytes] if self._max_data_bytes else []
+        if self._quotas.stored_bytes:
+            limits.append(max(self._quotas.stored_bytes - await self._used_bytes(), 1))
+        return min(limits, default=0)
+
+    async def explain_full(self, most: int) -> None:
+        """Raise QuotaExceeded if it is the quota that a table of `largest_table` was too large for.
+
+        A disk on which there is room for as much was not what it was too large for.
+        """
+        if most and shutil.disk_usage(self._catalog.root).free > most:
+            await self.check_quota(most + 1)
+
     async def _make_room(self, size_bytes: int, now: float) -> None:
         async with self._sweeping:
+            await self.check_quota(size_bytes)
             excess = await self._excess(size_bytes)
             if excess <= 0:
                 return
@@ -221,12 +256,15 @@ class Retention:
             await self._delete(chosen)
 
     async def _excess(self, more: int) -> int:
-        """Bytes by which the data directory would be too large with so many more."""
+        """Bytes by which the folder would be too large with so many more."""
         if not self._max_data_bytes:
             return 0
+        return await self._used_bytes() + more - self._max_data_bytes
+
+    async def _used_bytes(self) -> int:
+        """What is stored, and what will be of uploads under way."""
         files = await asyncio.to_thread(self._catalog.stored_bytes)
-        used = files + await self._store.used_bytes() + self._announced
-        return used + more - self._max_data_bytes
+        return files + await self._store.used_bytes() + self._announced
 
     async def _choose(self, now: float, excess: int) -> list[Deletion]:
         oldest = now - self._retain_seconds if self._retain_seconds else float("-inf")

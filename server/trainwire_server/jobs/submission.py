@@ -22,7 +22,6 @@ from trainwire_server.errors import (
     InvalidRequest,
     JobNotResumable,
     NotFound,
-    QueueFull,
 )
 from trainwire_server.execution.executor import Executor
 from trainwire_server.identity import call_fields
@@ -30,7 +29,9 @@ from trainwire_server.jobs import dry_run
 from trainwire_server.jobs import job as jobs
 from trainwire_server.jobs.datasets import Datasets
 from trainwire_server.jobs.devices import Devices
-from trainwire_server.jobs.queue import Queue
+from trainwire_server.jobs.estimate import MemoryLimit
+from trainwire_server.jobs.retention import Retention
+from trainwire_server.jobs.scheduler import Line
 from trainwire_server.jobs.store import Store
 
 _RESUMABLE = frozenset({training_pb2.JOB_STATE_CANCELLED, training_pb2.JOB_STATE_FAILED})
@@ -41,9 +42,10 @@ class Submissions:
     """Makes jobs of requests that keep the contract.
 
     Args:
-        queue: where the jobs will wait.
-        most_queued: jobs that may wait there.
+        line: where the jobs will wait.
+        planning: held by a dry run, of whichever tenant.
         threads: threads a dry run computes with.
+        memory: what a training may have.
         enqueue: called with a job as soon as it is stored.
     """
 
@@ -52,11 +54,13 @@ class Submissions:
         store: Store,
         catalog: Catalog,
         datasets: Datasets,
+        retention: Retention,
         executor: Executor,
         devices: Devices,
-        queue: Queue,
-        most_queued: int,
+        line: Line,
+        planning: asyncio.Lock,
         threads: int,
+        memory: MemoryLimit,
         enqueue: Callable[[training_pb2.TrainingJob], None],
     ) -> None:
         self._store = store
@@ -64,11 +68,12 @@ class Submissions:
         self._datasets = datasets
         self._executor = executor
         self._devices = devices
-        self._queue = queue
-        self._most_queued = most_queued
+        self._retention = retention
+        self._line = line
+        self._planning = planning
         self._threads = threads
+        self._memory = memory
         self._enqueue = enqueue
-        self._planning = asyncio.Lock()
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
     # -------------------------------------------------------------------- submit
@@ -112,6 +117,7 @@ class Submissions:
         """The dataset of a request, if it and the devices are what the request needs."""
         dataset = await self._dataset(request.dataset)
         _check_suitability(request, dataset)
+        await self._memory.check(contract.resolve(request), dataset)
         wanted = request.resources.device
         if wanted == training_pb2.DEVICE_CUDA and len(await self._devices.names()) < 2:
             raise DeviceUnavailable(
@@ -132,25 +138,20 @@ class Submissions:
     async def _create(
         self, job: training_pb2.TrainingJob, request: training_pb2.TrainingRequest
     ) -> training_pb2.TrainingJob:
-        self._check_room()
-        events = []
-        place = self._queue.position_of_next(job.request.resources.priority)
-        for event in jobs.first_events(request, place):
-            job, stamped = jobs.apply(job, event, job.create_time)
-            events.append(stamped)
-        await self._store.create_job(job, request, events)
-        origin = {"resumed_from": job.resumed_from} if job.resumed_from else {}
-        about = {"set_fields": list(job.set_fields), **origin, **call_fields()}
-        self._log.info("job.queued", job=job.name, **about)
-        self._enqueue(job)
+        await self._retention.check_quota()
+        # Kept until the job waits: other tenants submit meanwhile.
+        with self._line.room():
+            events = []
+            place = self._line.position_of_next(job.request.resources.priority)
+            for event in jobs.first_events(request, place):
+                job, stamped = jobs.apply(job, event, job.create_time)
+                events.append(stamped)
+            await self._store.create_job(job, request, events)
+            origin = {"resumed_from": job.resumed_from} if job.resumed_from else {}
+            about = {"set_fields": list(job.set_fields), **origin, **call_fields()}
+            self._log.info("job.queued", job=job.name, **about)
+            self._enqueue(job)
         return job
-
-    def _check_room(self) -> None:
-        if len(self._queue) >= self._most_queued:
-            raise QueueFull(
-                f"{len(self._queue)} jobs wait, and --max-queued-jobs is {self._most_queued}; "
-                "submit again when some have started"
-            )
 
     # -------------------------------------------------------------------- resume
 
@@ -189,7 +190,7 @@ class Submissions:
         request: training_pb2.TrainingRequest,
         old: training_pb2.TrainingJob,
     ) -> training_pb2.TrainingJob:
-        self._check_room()
+        self._line.check_room()
         source, folder = self._catalog.job_folder(old.name), self._catalog.job_folder(job.name)
         try:
             with refusing_when_full("the job"):
@@ -215,7 +216,8 @@ class Submissions:
         # One at a time: a dry run takes memory beside the jobs that have a place.
         async with self._planning:
             table = self._catalog.table(job.request.dataset)
-            await dry_run.plan(self._executor, job, table, self._threads)
+            memory = await self._memory.of_dry_run(job.request)
+            await dry_run.plan(self._executor, job, table, self._threads, memory)
         return job
 
 

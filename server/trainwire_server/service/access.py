@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -142,17 +143,23 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
         except RequestError as error:
             return _refusal(error, details.method)
         if handler.request_streaming or handler.response_streaming:
-            return self._while_allowed(handler, details, reloaded)
+            return self._while_allowed(handler, details, identity.tenant, reloaded)
         return handler
 
-    def _while_allowed(self, handler: Any, details: Any, reloaded: asyncio.Future[None]) -> Any:
+    def _while_allowed(
+        self, handler: Any, details: Any, tenant: str, reloaded: asyncio.Future[None]
+    ) -> Any:
         """The handler of a stream, which ends when its caller may not call it any more."""
         name, method = method_of(handler)
 
         async def call(request: Any, context: Any) -> Any:
+            # Before all else: a refusal that met the first answer on its way would send these once
+            # more, which gRPC does not allow, and the stream would never end.
+            with suppress(grpc.aio.InternalError):  # the caller has just left
+                await context.send_initial_metadata(())
             running = asyncio.ensure_future(method(request, context))
             try:
-                return await self._watched(running, details, reloaded)
+                return await self._watched(running, details, tenant, reloaded)
             except RequestError as error:
                 _log_refusal(error, details.method, context)
                 return await abort(context, error)
@@ -163,7 +170,11 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
         return handler._replace(**{name: call})
 
     async def _watched(
-        self, running: asyncio.Future[Any], details: Any, reloaded: asyncio.Future[None]
+        self,
+        running: asyncio.Future[Any],
+        details: Any,
+        tenant: str,
+        reloaded: asyncio.Future[None],
     ) -> Any:
         while True:
             await asyncio.wait({running, reloaded}, return_when=asyncio.FIRST_COMPLETED)
@@ -171,6 +182,8 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
                 return running.result()
             reloaded = self._access.reloaded
             identity = self._access.identify(details.invocation_metadata)
+            if identity.tenant != tenant:
+                raise TokenUnknown("the token is of another tenant now; call again")
             check_role(identity, details.method)
 
 

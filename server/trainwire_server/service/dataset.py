@@ -13,15 +13,20 @@ from google.protobuf import empty_pb2
 
 from trainwire import contract
 from trainwire.v1 import dataset_pb2, dataset_pb2_grpc, training_pb2
-from trainwire_server.data.catalog import Catalog, Upload
-from trainwire_server.errors import BrokenUpload, NotFound, RequestError, StorageFull
+from trainwire_server.data.catalog import Upload
+from trainwire_server.errors import (
+    BrokenUpload,
+    NotFound,
+    QuotaExceeded,
+    RequestError,
+    StorageFull,
+)
 from trainwire_server.execution.answers import ask
 from trainwire_server.execution.executor import Executor, Ingest
 from trainwire_server.identity import call_fields
 from trainwire_server.jobs import job as jobs
 from trainwire_server.jobs.datasets import Datasets
-from trainwire_server.jobs.retention import Retention
-from trainwire_server.jobs.store import Store
+from trainwire_server.jobs.tenants import Tenant, Tenants
 from trainwire_server.meters import Meters
 from trainwire_server.service.pages import page_bounds, page_token
 from trainwire_server.service.status import check, rpc
@@ -35,19 +40,15 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
 
     def __init__(
         self,
-        store: Store,
-        catalog: Catalog,
-        datasets: Datasets,
+        tenants: Tenants,
         executor: Executor,
-        retention: Retention,
         ingest_memory_bytes: int,
+        idle_seconds: float,
         meters: Meters,
     ) -> None:
-        self._store = store
-        self._catalog = catalog
-        self._datasets = datasets
+        self._tenants = tenants
         self._executor = executor
-        self._retention = retention
+        self._idle_seconds = idle_seconds
         self._ingest_memory_bytes = ingest_memory_bytes
         self._meters = meters
         self._parsing = asyncio.Lock()
@@ -56,22 +57,25 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
     async def UploadDataset(  # noqa: N802
         self, requests: AsyncIterator[dataset_pb2.UploadDatasetRequest], context: Any
     ) -> dataset_pb2.Dataset:
-        header = await _read_header(requests)
+        tenant = await self._tenants.of_caller()
+        arriving = _Arriving(requests, self._idle_seconds)
+        header = await _read_header(arriving)
         name = f"datasets/sha256-{header.sha256}"
-        stored = await self._datasets.find(name)
+        stored = await tenant.datasets.find(name)
         if stored is not None:
             return stored
-        async with self._retention.room(header.size_bytes):
-            return await self._take(name, header, requests)
+        async with tenant.retention.room(header.size_bytes):
+            return await self._take(tenant, name, header, arriving)
 
     async def _take(
         self,
+        tenant: Tenant,
         name: str,
         header: dataset_pb2.DatasetHeader,
         requests: AsyncIterator[dataset_pb2.UploadDatasetRequest],
     ) -> dataset_pb2.Dataset:
         # Made without waiting, so that a caller who leaves cannot leave it behind.
-        upload = self._catalog.begin_upload(header.size_bytes, header.sha256)
+        upload = tenant.catalog.begin_upload(header.size_bytes, header.sha256)
         try:
             await _spool(requests, upload)
             self._meters.upload_received(header.size_bytes)
@@ -79,27 +83,28 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
             structlog.get_logger().info("dataset.received", dataset=name, **about)
             # One at a time: each may take all the memory that parsing is allowed.
             async with self._parsing:
-                dataset = await self._ingest(upload, header.format)
+                dataset = await self._ingest(tenant, upload, header.format)
             _complete(dataset, name, header)
-            stored = await self._keep(upload, dataset)
+            stored = await _keep(tenant.datasets, upload, dataset)
         finally:
             await asyncio.shield(asyncio.to_thread(upload.discard))
         about = {"rows": dataset.row_count, **call_fields()}
         structlog.get_logger().info("dataset.stored", dataset=name, **about)
         return stored
 
-    async def _keep(self, upload: Upload, dataset: dataset_pb2.Dataset) -> dataset_pb2.Dataset:
-        """Take the upload in; done before it is discarded, even if the caller leaves."""
-        keeping = asyncio.create_task(self._datasets.keep(upload, dataset))
+    async def _ingest(
+        self, tenant: Tenant, upload: Upload, data_format: int
+    ) -> dataset_pb2.Dataset:
+        most = await tenant.retention.largest_table()
         try:
-            return await asyncio.shield(keeping)
-        except asyncio.CancelledError:
-            await asyncio.wait([keeping])
+            return await self._parse(upload, data_format, most)
+        except StorageFull:
+            await tenant.retention.explain_full(most)
             raise
 
-    async def _ingest(self, upload: Upload, data_format: int) -> dataset_pb2.Dataset:
+    async def _parse(self, upload: Upload, data_format: int, most: int) -> dataset_pb2.Dataset:
         """Have a child process parse the bytes: whatever they do to it, the server goes on."""
-        task = Ingest(upload.source, upload.table, data_format, self._ingest_memory_bytes)
+        task = Ingest(upload.source, upload.table, data_format, self._ingest_memory_bytes, most)
         answers = await ask(self._executor, task, "dataset.worker_error")
         for message in answers.messages:
             if isinstance(message, dataset_pb2.Dataset):
@@ -114,7 +119,8 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
     async def GetDataset(  # noqa: N802
         self, request: dataset_pb2.GetDatasetRequest, context: Any
     ) -> dataset_pb2.Dataset:
-        dataset = await self._store.dataset(request.name)
+        tenant = await self._tenants.of_caller()
+        dataset = await tenant.store.dataset(request.name)
         if dataset is None:
             raise NotFound(f"{request.name} does not exist")
         return dataset
@@ -123,7 +129,8 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
     async def ListDatasets(  # noqa: N802
         self, request: dataset_pb2.ListDatasetsRequest, context: Any
     ) -> dataset_pb2.ListDatasetsResponse:
-        page, following = await self._store.datasets(*page_bounds(contract.resolve(request)))
+        tenant = await self._tenants.of_caller()
+        page, following = await tenant.store.datasets(*page_bounds(contract.resolve(request)))
         return dataset_pb2.ListDatasetsResponse(
             datasets=page, next_page_token=page_token(following)
         )
@@ -132,9 +139,52 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
     async def DeleteDataset(  # noqa: N802
         self, request: dataset_pb2.DeleteDatasetRequest, context: Any
     ) -> empty_pb2.Empty:
-        await self._datasets.delete(request.name)
+        tenant = await self._tenants.of_caller()
+        await tenant.datasets.delete(request.name)
         structlog.get_logger().info("dataset.deleted", dataset=request.name, **call_fields())
         return empty_pb2.Empty()
+
+
+async def _keep(
+    datasets: Datasets, upload: Upload, dataset: dataset_pb2.Dataset
+) -> dataset_pb2.Dataset:
+    """Take the upload in; done before it is discarded, even if the caller leaves."""
+    keeping = asyncio.create_task(datasets.keep(upload, dataset))
+    try:
+        return await asyncio.shield(keeping)
+    except asyncio.CancelledError:
+        await asyncio.wait([keeping])
+        raise
+
+
+class _Arriving:
+    """The messages of an upload.
+
+    Raises:
+        QuotaExceeded: none came for too long, in seconds.
+    """
+
+    def __init__(
+        self, requests: AsyncIterator[dataset_pb2.UploadDatasetRequest], idle_seconds: float
+    ) -> None:
+        self._requests = aiter(requests)
+        self._idle_seconds = idle_seconds
+
+    def __aiter__(self) -> _Arriving:
+        return self
+
+    async def __anext__(self) -> dataset_pb2.UploadDatasetRequest:
+        try:
+            async with asyncio.timeout(self._idle_seconds):
+                return await anext(self._requests)
+        except TimeoutError:
+            seconds = self._idle_seconds
+            raise QuotaExceeded(
+                f"no message of the upload came for {seconds:g} seconds, which is all that "
+                "--upload-idle-seconds allows; upload again",
+                "upload_idle_seconds",
+                seconds,
+            ) from None
 
 
 async def _read_header(

@@ -11,7 +11,7 @@ import socket
 import time
 from collections import Counter as Tally
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from socketserver import ThreadingMixIn
@@ -33,11 +33,11 @@ from prometheus_client.registry import Collector
 
 from trainwire import contract
 from trainwire.v1 import training_pb2
-from trainwire_server.data.catalog import Catalog
 from trainwire_server.errors import RequestError
 from trainwire_server.jobs.devices import Devices
 from trainwire_server.jobs.job import TERMINAL, state_text
-from trainwire_server.jobs.ledger import Active, Ledger
+from trainwire_server.jobs.ledger import Active
+from trainwire_server.jobs.tenants import Tenant
 from trainwire_server.meters import Meters
 from trainwire_server.service.status import CODES
 from trainwire_server.version import server_version
@@ -107,13 +107,13 @@ class PrometheusMeters(Meters):
         for state in TERMINAL:
             self._ended.labels(state_text(training_pb2.TrainingJob(state=state)))
 
-    def serve(self, ledger: Ledger, devices: Devices, catalog: Catalog) -> str:
+    def serve(self, tenants: Iterable[Tenant], devices: Devices, data_dir: Path) -> str:
         """Serve it all, with what is so at the time of a scrape; the address that was taken.
 
         Raises:
             OSError: it cannot be listened on.
         """
-        self.registry.register(State(ledger, devices, Stored(catalog)))
+        self.registry.register(State(tenants, devices, Stored(tenants, data_dir)))
         return serve_metrics(self.registry, self.listen)
 
     def call_began(self, method: str) -> None:
@@ -150,16 +150,17 @@ class PrometheusMeters(Meters):
 class State(Collector):
     """What is so at the time of a scrape, which is answered by a thread of its own.
 
+    All of it is of all tenants together: whoever may scrape need not know whom there is.
     Jobs are replaced when they change, never changed, so that it sees each of them whole.
     """
 
-    ledger: Ledger
+    tenants: Iterable[Tenant]
     devices: Devices
     stored: Stored
 
     def collect(self) -> Iterator[Metric]:
         """The gauges, read now."""
-        active = list(self.ledger.all_active())
+        active = [each for tenant in self.tenants for each in tenant.ledger.all_active()]
         yield _gauge(
             "trainwire_jobs",
             "Jobs that have not ended",
@@ -206,24 +207,26 @@ def _gauge(name: str, text: str, label: str, values: Any) -> GaugeMetricFamily:
 class Stored:
     """The bytes on disk. Of files this costs a hundredth of a processor at most."""
 
-    def __init__(self, catalog: Catalog) -> None:
-        self._catalog = catalog
+    def __init__(self, tenants: Iterable[Tenant], data_dir: Path) -> None:
+        self._tenants = tenants
+        self._data_dir = data_dir
         self._lock = Lock()
         self._files = 0
         self._next = float("-inf")
 
     def collect(self) -> Iterator[Metric]:
         """What is stored, and what room there is."""
-        stored = {"files": self._file_bytes(), "database": _database_bytes(self._catalog.database)}
+        rows = sum(_database_bytes(tenant.catalog.database) for tenant in self._tenants)
+        stored = {"files": self._file_bytes(), "database": rows}
         yield _gauge("trainwire_stored_bytes", "Bytes in the data directory", "kind", stored)
-        free = shutil.disk_usage(self._catalog.root).free
+        free = shutil.disk_usage(self._data_dir).free
         yield GaugeMetricFamily("trainwire_disk_free_bytes", "Free bytes of its disk", free)
 
     def _file_bytes(self) -> int:
         with self._lock:
             begun = time.monotonic()
             if begun >= self._next:
-                self._files = self._catalog.stored_bytes()
+                self._files = sum(tenant.catalog.stored_bytes() for tenant in self._tenants)
                 end = time.monotonic()
                 self._next = end + _PATIENCE * (end - begun)
             return self._files

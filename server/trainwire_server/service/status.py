@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -16,7 +17,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from trainwire import contract
 from trainwire_server import errors
-from trainwire_server.identity import CALL, Call, call_fields
+from trainwire_server.identity import CALL, Call, call_fields, tenant_of_caller
 
 _DOMAIN = "trainwire"
 _NO_MESSAGE = "the bytes of the request are no message of this call"
@@ -42,11 +43,13 @@ CODES: dict[type[errors.RequestError], grpc.StatusCode] = {
     errors.AlreadyExists: grpc.StatusCode.ALREADY_EXISTS,
     errors.DatasetUnsuitable: grpc.StatusCode.FAILED_PRECONDITION,
     errors.Untrainable: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.JobTooLarge: grpc.StatusCode.FAILED_PRECONDITION,
     errors.JobNotFinished: grpc.StatusCode.FAILED_PRECONDITION,
     errors.DatasetInUse: grpc.StatusCode.FAILED_PRECONDITION,
     errors.JobNotResumable: grpc.StatusCode.FAILED_PRECONDITION,
     errors.ModelInUse: grpc.StatusCode.FAILED_PRECONDITION,
     errors.QueueFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.QuotaExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.StorageFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.DeviceUnavailable: grpc.StatusCode.FAILED_PRECONDITION,
     errors.SequenceOutOfRange: grpc.StatusCode.OUT_OF_RANGE,
@@ -72,6 +75,9 @@ def rpc(method: _Method) -> _Method:
             return await abort(context, error)
         except (grpc.aio.AbortError, grpc.aio.UsageError):
             raise
+        except grpc.aio.InternalError:
+            # What gRPC says of an answer that it cannot send any more: its caller has just left.
+            raise asyncio.CancelledError from None
         except Exception:
             about = {"method": method.__qualname__, **call_fields()}
             structlog.get_logger().exception("rpc.error", **about)
@@ -152,7 +158,7 @@ def check(request: Message | Undecodable) -> None:
 
 
 def to_status(error: errors.RequestError, call_id: str = "") -> status_pb2.Status:
-    """The error as google.rpc.Status with ErrorInfo, and RetryInfo or BadRequest where they help.
+    """The error as google.rpc.Status with ErrorInfo, and others of its details where they help.
 
     RequestInfo has the id of the call, where it has one.
     A status travels in the trailers of a call, which gRPC limits. What does not fit is left out,
@@ -160,9 +166,12 @@ def to_status(error: errors.RequestError, call_id: str = "") -> status_pb2.Statu
     """
     code = CODES.get(type(error), grpc.StatusCode.INTERNAL)
     status = status_pb2.Status(code=code.value[0], message=_short_message(error))
-    _add(status, error_details_pb2.ErrorInfo(reason=error.reason, domain=_DOMAIN))
+    info = {"reason": error.reason, "domain": _DOMAIN, "metadata": error.metadata}
+    _add(status, error_details_pb2.ErrorInfo(**info))
     if call_id:
         _add(status, error_details_pb2.RequestInfo(request_id=call_id))
+    if isinstance(error, errors.QuotaExceeded):
+        _add(status, _quota_failure(status.message))
     if error.retry_seconds:
         delay = duration_pb2.Duration(seconds=error.retry_seconds)
         _add(status, error_details_pb2.RetryInfo(retry_delay=delay))
@@ -175,6 +184,11 @@ def _add(status: status_pb2.Status, detail: Message) -> None:
     packed = any_pb2.Any()
     packed.Pack(detail)
     status.details.append(packed)
+
+
+def _quota_failure(message: str) -> error_details_pb2.QuotaFailure:
+    violation = {"subject": f"tenant:{tenant_of_caller()}", "description": message}
+    return error_details_pb2.QuotaFailure(violations=[violation])
 
 
 def _room(status: status_pb2.Status) -> int:

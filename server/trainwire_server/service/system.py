@@ -7,7 +7,7 @@ from typing import Any
 from trainwire import contract
 from trainwire.v1 import system_pb2, system_pb2_grpc
 from trainwire_server.jobs.devices import Devices
-from trainwire_server.jobs.manager import Manager
+from trainwire_server.jobs.tenants import Tenants
 from trainwire_server.service.status import rpc
 from trainwire_server.settings import Settings
 from trainwire_server.version import server_version
@@ -17,9 +17,9 @@ class SystemService(system_pb2_grpc.SystemServiceServicer):
     """Says what this server is and what it runs on."""
 
     def __init__(
-        self, manager: Manager, devices: Devices, executor: str, settings: Settings
+        self, tenants: Tenants, devices: Devices, executor: str, settings: Settings
     ) -> None:
-        self._manager = manager
+        self._tenants = tenants
         self._devices = devices
         self._executor = executor
         self._settings = settings
@@ -28,6 +28,7 @@ class SystemService(system_pb2_grpc.SystemServiceServicer):
     async def GetSystemInfo(  # noqa: N802
         self, request: system_pb2.GetSystemInfoRequest, context: Any
     ) -> system_pb2.SystemInfo:
+        manager = (await self._tenants.of_caller()).manager
         found = await self._devices.found()
         return system_pb2.SystemInfo(
             version=server_version(),
@@ -36,8 +37,8 @@ class SystemService(system_pb2_grpc.SystemServiceServicer):
             torch_version=found.torch_version,
             devices=found.devices,
             executor=self._executor,
-            queued_jobs=self._manager.queued_jobs,
-            running_jobs=self._manager.running_jobs,
+            queued_jobs=manager.queued_jobs,
+            running_jobs=manager.running_jobs,
             threads_per_job=self._settings.threads,
             max_concurrent_jobs=self._settings.max_concurrent_jobs,
             max_queued_jobs=self._settings.max_queued_jobs,

@@ -31,7 +31,7 @@ from trainwire_server.data.checkpoints import (
     is_digest_of,
     name_file,
 )
-from trainwire_server.data.durable import sync_folder, write_file
+from trainwire_server.data.durable import refuse_links, sync_folder, write_file
 from trainwire_server.training.setup import Setup
 
 # One entry for all that is no tensor: the order of several is not always the same.
@@ -272,6 +272,7 @@ class Checkpoints:
         )
 
     def _write(self, snapshot: Snapshot) -> None:
+        refuse_links(self._folder)
         best_epoch = snapshot.state["best_epoch"]
         if best_epoch != self._best_saved:
             save_weights(_part(snapshot, "best"), self._job_folder / BEST)
@@ -289,7 +290,7 @@ class Checkpoints:
 
 def _save(snapshot: Snapshot, folder: Path) -> CheckpointFile:
     metadata = {_STATE: json.dumps(snapshot.state)}
-    data = safetensors.torch.save(snapshot.tensors, metadata)
+    data = _serialize(snapshot.tensors, metadata)
     digest = hashlib.sha256(data).hexdigest()
     path = folder / name_file(snapshot.epoch, digest)
     write_file(path, data)
@@ -313,4 +314,17 @@ def _load(path: Path) -> Snapshot | None:
 
 def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
     """Write weights in the safetensors format, whole or not at all; the bytes follow from them."""
-    write_file(path, safetensors.torch.save(dict(weights)))
+    write_file(path, _serialize(dict(weights)))
+
+
+def _serialize(tensors: Weights, metadata: dict[str, str] | None = None) -> bytes:
+    # Its Rust code ends the process where there is no memory for a buffer and its result. Taken and
+    # given back untouched, so much costs nothing, and says in time that there is not.
+    bytes(2 * sum(tensor.nbytes for tensor in tensors.values()))
+    try:
+        return safetensors.torch.save(tensors, metadata)
+    except BaseException as error:
+        # Another thread has taken it meanwhile: that is a panic, which is no `Exception`.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise MemoryError("no memory to serialize weights") from error

@@ -32,6 +32,7 @@ _MEMORY_PHRASES = (
     # oneDNN's words when it gets no memory for its own buffers.
     "could not create a primitive",
     "could not create a memory",
+    "could not execute a primitive",
     "CUDNN_STATUS_ALLOC_FAILED",
 )
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from trainwire.architectures.fitted import FittedNetwork
+from trainwire_server.training.streaming import StreamedWindows
 
 MOST_BYTES = 2**30
 """Features that take more than this are computed anew each time."""
@@ -23,12 +24,14 @@ class Extraction:
         rows: int64 [n]: all that will be asked for.
     """
 
-    def __init__(self, network: FittedNetwork, windows: Tensor, rows: Tensor) -> None:
+    def __init__(
+        self, network: FittedNetwork, windows: Tensor | StreamedWindows, rows: Tensor
+    ) -> None:
         self._network = network
         self._windows = windows
         self._places = rows.new_full((len(windows),), -1)
         self._places[rows] = torch.arange(len(rows), device=rows.device)
-        self._features = torch.empty(len(rows), network.width, device=windows.device)
+        self._features = torch.empty(len(rows), network.width, device=rows.device)
         self._is_known = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
         self._is_complete = False
 

@@ -27,6 +27,7 @@ from trainwire_server.training.devices import (
     memory_errors_explained,
     peak_memory_bytes,
 )
+from trainwire_server.training.graphs import gradients_of
 from trainwire_server.training.intervals import bootstrap_intervals, rows_reached
 from trainwire_server.training.losses import plain_loss
 from trainwire_server.training.metrics import Tally, split_metrics
@@ -35,7 +36,7 @@ from trainwire_server.training.ranking import Rankings
 from trainwire_server.training.replicas import Replica
 from trainwire_server.training.seeds import reseed
 from trainwire_server.training.setup import EVALUATION_FACTOR, Samples, Setup, set_up
-from trainwire_server.training.steps import Part, fit_into_memory, set_gradients
+from trainwire_server.training.steps import Part, fit_into_memory
 
 HEARTBEAT_SECONDS = 1.0
 COLLAPSE_SHARE = 0.9
@@ -193,6 +194,7 @@ def _run_epochs(  # noqa: C901, PLR0915 - one flat loop, for the reason given be
     model, optimizer, schedule = setup.model, setup.optimizer, setup.schedule
     names, mixup = prepared.class_names, setup.augmentation.mixup
     stop_if_cancelled = partial(_stop_if_cancelled, cancelled, progress)
+    gradients = gradients_of(setup, smoothing, batch_size)
 
     for epoch in range(progress.epoch + 1, epochs + 1):
         if 0 < patience <= progress.epoch - progress.best_epoch:
@@ -211,10 +213,9 @@ def _run_epochs(  # noqa: C901, PLR0915 - one flat loop, for the reason given be
             # Batch by batch: of a large table, all at once would take as much as the order itself.
             batch = setup.train.take(positions)
             shares = draw_shares(mixup, len(positions), rng, setup.device)
-            compute = partial(
-                set_gradients, setup, smoothing, batch.starts, batch.labels, shares=shares
-            )
+            compute = partial(gradients.set, batch.starts, batch.labels, shares=shares)
             parts = yield from fit_into_memory(compute, progress, setup.device)
+            yield from gradients.warnings()
             if clip_norm > 0:
                 clip_grad_norm_(model.parameters(), clip_norm)
             optimizer.step()
@@ -246,7 +247,7 @@ def _run_epochs(  # noqa: C901, PLR0915 - one flat loop, for the reason given be
         validation = split_metrics(validation_loss, tally.matrix(), names, tally.rankings(names))
         schedule.after_epoch(validation_loss)
 
-        score = _score(validation, trainer.early_stopping_metric)
+        score = _score(validation, epoch, trainer.early_stopping_metric)
         is_best = score > progress.best_score
         if is_best:
             progress.best_epoch, progress.best_score = epoch, score
@@ -403,7 +404,9 @@ def _stop_if_cancelled(cancelled: Callable[[], bool], progress: checkpoint.Progr
 
 
 def _score(
-    validation: training_pb2.SplitMetrics, metric: training_pb2.EarlyStoppingMetric.ValueType
+    validation: training_pb2.SplitMetrics,
+    epoch: int,
+    metric: training_pb2.EarlyStoppingMetric.ValueType,
 ) -> float:
     """What picks the best epoch: higher is better."""
     if metric == training_pb2.EARLY_STOPPING_METRIC_VAL_LOSS:
@@ -412,6 +415,8 @@ def _score(
         return validation.macro_f1
     if metric == training_pb2.EARLY_STOPPING_METRIC_VAL_BALANCED_ACCURACY:
         return validation.balanced_accuracy
+    if metric == training_pb2.EARLY_STOPPING_METRIC_LAST_EPOCH:
+        return epoch
     name = training_pb2.EarlyStoppingMetric.Name(metric)
     raise ValueError(f"trainer.early_stopping_metric: {name} is not implemented")
 

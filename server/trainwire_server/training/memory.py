@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from trainwire.architectures.fitted import FittedNetwork
 from trainwire.v1 import training_pb2
 from trainwire_server.data.prepare import Prepared
 from trainwire_server.data.table import StoredTable
@@ -34,15 +35,16 @@ def estimate_bytes(
 ) -> int:
     """Peak memory of the run beyond that of an idle process, in bytes; right within a factor of 2.
 
-    Raw windows that are kept to check the ONNX file, the matrix, and the largest of three moments.
-    Preparing: the stored columns that are read (memory-mapped), the
-    float32 matrix and some columns more. SMOTE: its copies of windows, and the matrix again with
-    synthetic windows behind. Training: the matrix (and that one), positions of samples, parameters,
-    gradients, optimizer state, best weights, a checkpoint that is written while the next epoch
-    trains, features that a fixed part of the network gives, and the activations of a batch.
-    Activations are measured: a forward pass of one window and one of two tell what one window more
-    keeps for the backward pass, which is taken times the batch size; evaluation keeps nothing, but
-    its batches are larger, and a layer's inputs and outputs are there together.
+    Raw windows that are kept to check the ONNX file, the matrix, and the largest of four moments.
+    Preparing: the stored columns that are read (memory-mapped), the float32 matrix and some columns
+    more. SMOTE: its copies of windows, and the matrix again with synthetic windows behind. Fitting
+    a network to training windows: what it says itself. Training: the matrix (and that one),
+    positions of samples, parameters, gradients, optimizer state, best weights, a checkpoint that is
+    written while the next epoch trains, features that a fixed part of the network gives, and the
+    activations of a batch. Activations are measured: a forward pass of one window and one of two
+    tell what one window more keeps for the backward pass, which is taken times the batch size;
+    evaluation keeps nothing, but its batches are larger, and a layer's inputs and outputs are there
+    together.
 
     Args:
         request: effective parameters (`contract.resolve`).
@@ -58,9 +60,12 @@ def estimate_bytes(
     batch = _batch_bytes(setup, request.trainer.batch_size)
     kept = setup.inputs.nbytes if isinstance(setup.inputs, Extraction) else 0
     synthesizing, extended = _synthesis_bytes(request, prepared, setup)
+    model, fitting = setup.model, 0
+    if isinstance(model, FittedNetwork):
+        fitting = extended + model.fitting_bytes(len(prepared.train.starts))
     training = extended + positions + parameters + kept + batch
     raw = prepared.raw_windows.values.nbytes if prepared.raw_windows else 0
-    return _BASE_BYTES + matrix + raw + max(preparing, synthesizing, training)
+    return _BASE_BYTES + matrix + raw + max(preparing, synthesizing, fitting, training)
 
 
 def _synthesis_bytes(

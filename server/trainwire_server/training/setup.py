@@ -34,6 +34,7 @@ from trainwire_server.training.extraction import Extraction, is_small_enough
 from trainwire_server.training.replicas import Replicas
 from trainwire_server.training.schedules import Schedule
 from trainwire_server.training.seeds import reseed
+from trainwire_server.training.streaming import StreamedWindows, has_room
 
 EVALUATION_FACTOR = 4
 """Batches without gradients are this much larger: they keep no activations."""
@@ -50,7 +51,7 @@ class Samples:
         return len(self.starts)
 
     def take(self, positions: Tensor) -> Samples:
-        """The samples at these positions (int64, on the device), in this order."""
+        """The samples at these positions (integers, on the device), in this order."""
         return Samples(self.starts[positions], self.labels[positions])
 
     def batches(self, size: int) -> list[tuple[Tensor, Tensor]]:
@@ -65,17 +66,25 @@ class Balance:
     """Which training samples an epoch sees and how its loss weighs them.
 
     Attributes:
-        positions: int64, positions in `Setup.train`, some of large classes left out and those of
-            small classes repeated, or synthetic ones among them.
+        positions: int32 if that will do, positions in `Setup.train`, some of large classes left
+            out and those of small classes repeated, or synthetic ones among them.
         counts: int64 [classes], training samples of each class.
         balanced_counts: int64 [classes], the same as trained on.
         weights: float64 [classes].
     """
 
-    positions: npt.NDArray[np.int64]
+    positions: npt.NDArray[np.int32] | npt.NDArray[np.int64]
     counts: npt.NDArray[np.int64]
     balanced_counts: npt.NDArray[np.int64]
     weights: npt.NDArray[np.float64]
+
+    @property
+    def sample_weights(self) -> npt.NDArray[np.float64]:
+        """What a training sample of each class counts in an epoch's loss, in the mean of its class.
+
+        Float64 [classes]; 0 for a class without samples.
+        """
+        return self.weights * self.balanced_counts / np.maximum(self.counts, 1)
 
 
 @dataclass(frozen=True)
@@ -102,8 +111,9 @@ class Setup:
         threads: threads it computes with on the CPU.
         model: in evaluation; holds the weights.
         replicas: of the model, in training.
-        windows: float32 [rows - T + 1, features, T], a view of the resident matrix: the windows
-            themselves come into being batch by batch, by indexing it with their first rows.
+        windows: float32 [rows - T + 1, features, T], a view of the matrix: the windows themselves
+            come into being batch by batch, by indexing it with their first rows. On the host if the
+            device has no room for the matrix.
         inputs: what the network takes, by first row too: the windows, or what a fixed first part
             of the network makes of them.
         train: samples of the training split, then those made by SMOTE.
@@ -121,7 +131,7 @@ class Setup:
     optimizer: torch.optim.AdamW
     schedule: Schedule
     windows: Tensor
-    inputs: Tensor | Extraction
+    inputs: Tensor | Extraction | StreamedWindows
     train: Samples
     validation: Samples
     test: Samples
@@ -154,19 +164,21 @@ def set_up(request: training_pb2.TrainingRequest, prepared: Prepared, threads: i
     device = find_device(request.resources.device)
     rng = reseed(trainer.seed, 0)
     classes = len(prepared.class_names)
+    resampled = _resample(balancing, prepared, threads, rng)
+    balance = _balance(balancing, prepared.train.labels, resampled, classes)
     # Initial weights are drawn on the CPU, so that they are the same on every device.
-    model = _build(request, prepared, threads).to(device).eval()
+    model = _build(request, prepared, balance, threads).to(device).eval()
     replicas = Replicas(model, threads, trainer.batch_size, device)
     torch.set_num_threads(replicas.inner_threads)
     optimizer = torch.optim.AdamW(
         model.parameters(), trainer.learning_rate, weight_decay=trainer.weight_decay, fused=True
     )
-    resampled = _resample(balancing, prepared, threads, rng)
-    balance = _balance(balancing, prepared.train.labels, resampled, classes)
     augmentation = read_augmentation(trainer)
     steps = -(-len(balance.positions) // trainer.batch_size)
-    matrix = torch.from_numpy(resampled.features).to(device)
-    windows = matrix.unfold(0, prepared.sequence_length, 1)
+    matrix = torch.from_numpy(resampled.features)
+    is_resident = has_room(matrix, device)
+    windows = (matrix.to(device) if is_resident else matrix).unfold(0, prepared.sequence_length, 1)
+    source = windows if is_resident else StreamedWindows(windows, device)
     splits = [_samples(s, device) for s in (resampled.samples, prepared.validation, prepared.test)]
     train, validation, test = splits
     return Setup(
@@ -178,7 +190,7 @@ def set_up(request: training_pb2.TrainingRequest, prepared: Prepared, threads: i
         optimizer=optimizer,
         schedule=Schedule(trainer, optimizer, steps),
         windows=windows,
-        inputs=_inputs(augmentation, model, windows, splits),
+        inputs=_inputs(augmentation, model, source, splits),
         train=train,
         validation=validation,
         test=test,
@@ -189,24 +201,45 @@ def set_up(request: training_pb2.TrainingRequest, prepared: Prepared, threads: i
         warnings=[
             *resampled.warnings,
             *warn_of_lone_windows(augmentation, min(trainer.batch_size, len(balance.positions))),
+            *([] if is_resident else [_streamed(matrix, device)]),
         ],
     )
 
 
-def _build(request: training_pb2.TrainingRequest, prepared: Prepared, threads: int) -> nn.Module:
+def _build(
+    request: training_pb2.TrainingRequest, prepared: Prepared, balance: Balance, threads: int
+) -> nn.Module:
     features, classes = len(prepared.feature_columns), len(prepared.class_names)
     network = build(request.model, features, classes, prepared.sequence_length)
     if isinstance(network, FittedNetwork):
         torch.set_num_threads(threads)
         windows = torch.from_numpy(prepared.features).unfold(0, prepared.sequence_length, 1)
-        # Validation and test windows stay unseen; classes are as frequent as they are.
-        network.fit_to(windows, torch.from_numpy(prepared.train.starts))
+        # Validation and test windows stay unseen. Each training window once: repeated ones would
+        # not be left out by leaving one out, so balancing comes as weights.
+        network.fit_to(
+            windows,
+            torch.from_numpy(prepared.train.starts),
+            torch.from_numpy(prepared.train.labels),
+            torch.from_numpy(balance.sample_weights),
+        )
     return network
 
 
+def _streamed(matrix: Tensor, device: torch.device) -> training_pb2.JobWarning:
+    return training_pb2.JobWarning(
+        reason=training_pb2.WARNING_REASON_WINDOWS_STREAMED,
+        message=f"the scaled table takes {matrix.nbytes} bytes, more than half of what is free on "
+        f"{device}; it stays in the host's memory, and windows are sent batch by batch",
+        field="data",
+    )
+
+
 def _inputs(
-    augmentation: Augmentation, model: nn.Module, windows: Tensor, splits: list[Samples]
-) -> Tensor | Extraction:
+    augmentation: Augmentation,
+    model: nn.Module,
+    windows: Tensor | StreamedWindows,
+    splits: list[Samples],
+) -> Tensor | Extraction | StreamedWindows:
     # Augmented windows are others in every epoch, and so are their features.
     if augmentation.is_active or not isinstance(model, FittedNetwork):
         return windows
@@ -275,8 +308,14 @@ def _balance(
     if balancing.use_class_weights:
         weights = class_weights(balanced_counts, balancing.class_weight_method)
     return Balance(
-        positions=resampled.positions,
+        positions=_narrow(resampled.positions),
         counts=count_classes(labels, classes),
         balanced_counts=balanced_counts,
         weights=weights,
     )
+
+
+def _narrow(positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int32] | npt.NDArray[np.int64]:
+    """In four bytes each where that will do: every epoch has its order beside them."""
+    fits = positions.max(initial=0) <= np.iinfo(np.int32).max
+    return positions.astype(np.int32) if fits else positions

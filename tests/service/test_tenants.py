@@ -503,6 +503,7 @@ def submit(channel: grpc.Channel, guarded: Guarded, tenant: str, request: Messag
     return training_pb2.TrainingJob.FromString(answer)
 
 
+@pytest.mark.slow
 def test_a_tenant_has_so_many_jobs_waiting(limited: Guarded, refusal: Refusal) -> None:
     with limited.client("queued") as client, limited.channel() as channel, ExitStack() as stack:
         request = endless(client.upload(make_columns()).name)
@@ -576,6 +577,7 @@ def some_columns(rows: int) -> dict[str, Any]:
     return {name: columns[name] for name in ("a", "b", "y", "time")}
 
 
+@pytest.mark.slow
 def test_a_tenant_stores_so_many_bytes(limited: Guarded, refusal: Refusal) -> None:
     with limited.client("stored") as client, limited.channel() as channel:
         # More than allowed as it comes; and with the table that is made of it.

@@ -42,6 +42,8 @@ from trainwire.v1 import (
 from trainwire_client import JobFailedError
 from trainwire_server.service.status import CODES
 
+pytestmark = pytest.mark.slow
+
 Refusal = Callable[[Callable[[], Any]], Any]
 
 MEBIBYTE = 2**20
@@ -282,7 +284,6 @@ def test_bytes_that_ask_for_memory(
     explode(make, data_format, wire, refusal)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("unharmed")
 @pytest.mark.parametrize(("data_format", "make"), LARGE_BOMBS, ids=name_of)
 def test_bytes_that_unpack_to_more_than_allowed(
@@ -471,7 +472,6 @@ def test_a_network_that_no_memory_holds(call: str, taken: str, wire: Any, refusa
     assert f"more than the {JOB_MEBIBYTES} MiB" in largest.message
 
 
-@pytest.mark.slow
 def test_a_job_is_not_resumed_where_it_no_longer_fits(
     start_server: Callable[..., Server], refusal: Refusal
 ) -> None:
@@ -536,7 +536,6 @@ async def idle_streams(server: Server, job: str, count: int) -> int:
     return resident
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(SECURE, reason="the same code behind TLS, and a channel of its own")
 def test_thousands_of_idle_streams(attacked: Server) -> None:
     pid = attacked.process.pid

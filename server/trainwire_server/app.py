@@ -33,7 +33,7 @@ from trainwire_server.jobs.run import Limits
 from trainwire_server.jobs.scheduler import Scheduler
 from trainwire_server.jobs.tenants import Rules, Tenants
 from trainwire_server.logs import configure_logs
-from trainwire_server.memory import collect_seldom, keep_freed_memory
+from trainwire_server.memory import collect_seldom, keep_freed_memory, open_many_files
 from trainwire_server.meters import Meters
 from trainwire_server.service.calls import CallInterceptor
 from trainwire_server.service.dataset import DatasetService
@@ -87,6 +87,7 @@ async def serve(settings: Settings) -> None:
     """
     configure_logs(settings.log_format, settings.log_level)
     keep_freed_memory()
+    open_many_files()
     guard = _guard(settings)
     metrics = _metrics(settings)
     houses = Houses(settings.data_dir, metrics or Meters())

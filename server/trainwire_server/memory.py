@@ -1,9 +1,10 @@
-"""How the server's own process treats memory it has freed, and garbage."""
+"""How the server's own process treats memory it has freed, garbage, and open files."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import resource
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _MESSAGE_BYTES = 4 * 2**20
@@ -33,3 +34,13 @@ def collect_seldom() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_GARBAGE_THRESHOLDS)
+
+
+def open_many_files() -> None:
+    """Use as many file handles as the system allows: each connection and upload takes one.
+
+    The usual limit of 1,024, which a process may raise by itself, is there for programs that
+    cannot count further.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from google.protobuf.message import Message
 from tests.conftest import Server, make_columns, small_request
@@ -467,7 +472,7 @@ STORED_BYTES = 1_000_000
 def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     """A server of two places on which every tenant may have little; a tenant for each test."""
     folder = tmp_path_factory.mktemp("tokens")
-    tenants = ("queued", "running", "watches", "stored", "announced", "idle", "other")
+    tenants = ("queued", "running", "watches", "stored", "together", "announced", "idle", "other")
     flags = (
         f"--token-file={make_tokens(folder, *tenants)}",
         "--max-concurrent-jobs=2",
@@ -597,6 +602,35 @@ def test_a_tenant_stores_so_many_bytes(limited: Guarded, refusal: Refusal) -> No
         client.delete(large.name)
         request.dataset = client.upload(some_columns(500)).name
         assert client.wait(send()).state == training_pb2.JOB_STATE_SUCCEEDED
+
+
+def test_uploads_at_the_same_time_do_not_share_what_room_is_left(limited: Guarded) -> None:
+    path, metadata = path_of("DatasetService.UploadDataset"), bearer(limited.token("together"))
+    with limited.channel() as channel:
+        # Each is small as it comes, and more than half of the quota as a table.
+        send: Any = channel.stream_unary(path)
+        uploads = [send.future(iter(parquet_of(i)), metadata=metadata) for i in range(4)]
+        codes = [upload.code() for upload in uploads]
+    assert codes.count(grpc.StatusCode.OK) == 1
+    assert codes.count(grpc.StatusCode.RESOURCE_EXHAUSTED) == 3
+    tables = limited.house("together").glob("datasets/*/table")
+    assert sum(table.stat().st_size for table in tables) < STORED_BYTES
+
+
+def parquet_of(value: int) -> list[bytes]:
+    """The messages of an upload whose table is 60 % of the quota."""
+    file = io.BytesIO()
+    values = np.full(int(0.6 * STORED_BYTES) // 8, float(value))
+    pq.write_table(pa.table({"a": values}), file)
+    data = file.getvalue()
+    header = dataset_pb2.DatasetHeader(
+        format=dataset_pb2.DATASET_FORMAT_PARQUET,
+        size_bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+    )
+    chunk = dataset_pb2.DatasetChunk(data=data)
+    parts = ({"header": header}, {"chunk": chunk})
+    return [dataset_pb2.UploadDatasetRequest(**part).SerializeToString() for part in parts]
 
 
 def test_bytes_that_are_announced_count_until_the_upload_ends(

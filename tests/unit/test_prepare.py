@@ -387,3 +387,9 @@ def test_a_lost_or_damaged_table_is_data_lost(tmp_path: Path) -> None:
 def test_a_column_that_the_stored_table_lacks_is_data_lost(tmp_path: Path) -> None:
     failure = _failure(tmp_path, _columns(), column__name="label")
     assert failure.reason == training_pb2.FAILURE_REASON_DATA_LOST
+
+
+def test_a_table_that_is_gone_does_not_tell_where_it_was(tmp_path: Path) -> None:
+    with pytest.raises(JobFailure, match="the stored table cannot be read") as caught:
+        prepare(_request(), tmp_path / "nothing")
+    assert str(tmp_path) not in str(caught.value)

@@ -138,7 +138,8 @@ class StoredTable:
             with pa.memory_map(str(self._path)) as file:
                 return pa.ipc.open_file(file, options=options).read_all()
         except (OSError, pa.ArrowException) as error:
-            raise _lost(f"the stored table cannot be read ({error})") from error
+            # Not Arrow's own words, which have the server's path: callers see these.
+            raise _lost("the stored table cannot be read") from error
 
     def _column(self, name: str) -> pa.ChunkedArray:
         if name not in self._table.column_names:

@@ -81,11 +81,12 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
             self._meters.upload_received(header.size_bytes)
             about = {"bytes": header.size_bytes, **call_fields()}
             structlog.get_logger().info("dataset.received", dataset=name, **about)
-            # One at a time: each may take all the memory that parsing is allowed.
+            # One at a time, until it is kept: each may take all the memory that parsing is allowed,
+            # and all the room that is left for its table.
             async with self._parsing:
                 dataset = await self._ingest(tenant, upload, header.format)
-            _complete(dataset, name, header)
-            stored = await _keep(tenant.datasets, upload, dataset)
+                _complete(dataset, name, header)
+                stored = await _keep(tenant.datasets, upload, dataset)
         finally:
             await asyncio.shield(asyncio.to_thread(upload.discard))
         about = {"rows": dataset.row_count, **call_fields()}

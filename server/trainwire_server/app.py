@@ -165,7 +165,9 @@ async def _serve(
     address = _bind(server, settings.listen, guard.certificates)
     executor = LocalExecutor()
     devices = Devices(executor)
-    workshop, rules = _workshop(settings, executor, devices), _rules(settings)
+    quotas = _quotas(settings)
+    workshop = _workshop(settings, executor, devices, quotas)
+    rules = Rules(settings.retain_days, settings.max_data_bytes, quotas)
     tenants = Tenants(found, houses, workshop, rules, meters)
     if metrics is not None:
         _serve_metrics(metrics, tenants, devices, settings.data_dir)
@@ -210,7 +212,9 @@ def _add_services(
     reflection.enable_server_reflection(names, server)
 
 
-def _workshop(settings: Settings, executor: LocalExecutor, devices: Devices) -> Workshop:
+def _workshop(
+    settings: Settings, executor: LocalExecutor, devices: Devices, quotas: Quotas
+) -> Workshop:
     limits = Limits(
         threads=settings.threads,
         memory_bytes=settings.job_memory_mb * _MIB,
@@ -219,12 +223,8 @@ def _workshop(settings: Settings, executor: LocalExecutor, devices: Devices) -> 
         attempts=settings.max_attempts,
     )
     slots = Slots(settings.max_concurrent_jobs, settings.jobs_per_device)
-    scheduler = Scheduler(slots, settings.max_queued_jobs, _quotas(settings))
+    scheduler = Scheduler(slots, settings.max_queued_jobs, quotas)
     return Workshop(executor, devices, scheduler, limits, settings.heartbeat)
-
-
-def _rules(settings: Settings) -> Rules:
-    return Rules(settings.retain_days, settings.max_data_bytes, _quotas(settings))
 
 
 def _quotas(settings: Settings) -> Quotas:

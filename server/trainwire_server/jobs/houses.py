@@ -52,7 +52,7 @@ class Houses:
     def open_all(self) -> list[House]:
         """Open that of the default tenant, made if need be, and all others that are there.
 
-        Takes a while: an event loop does not wait for it.
+        Takes a while: for the start of a server, before it serves.
 
         Raises:
             HouseError: one of them cannot be used.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ SIZES = training_pb2.HybridCnnLstm(
 )
 
 
-def small(**changes: int) -> torch.nn.Module:
+def small(**changes: Any) -> torch.nn.Module:
     sizes = training_pb2.HybridCnnLstm()
     sizes.CopyFrom(SIZES)
     sizes.MergeFrom(training_pb2.HybridCnnLstm(**changes))
@@ -73,6 +74,16 @@ def test_every_size_changes_the_network(field: str) -> None:
     after = small(**{field: getattr(SIZES, field) + 1})
     windows = torch.randn(2, 4, 12)
     assert not torch.equal(before.eval()(windows), after.eval()(windows))
+
+
+def test_global_average_pooling_gives_the_head_the_mean_of_the_convolutions_too() -> None:
+    torch.manual_seed(0)
+    network: Any = small(global_average_pooling=True).eval()
+    windows = torch.randn(2, 4, 12)
+    shapes = network.blocks(windows)
+    states = network.norm(network.lstm(network.pool(shapes).transpose(1, 2))[0])
+    summary = torch.cat([network.attention(states).mean(dim=1), shapes.mean(dim=2)], dim=1)
+    torch.testing.assert_close(network(windows), network.head(summary))
 
 
 def test_dropout_acts_in_training_alone() -> None:

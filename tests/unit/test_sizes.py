@@ -38,6 +38,9 @@ def models(draw: st.DrawFn, computed: bool) -> training_pb2.ModelParams:
     chosen: Any = getattr(model, name)
     chosen.SetInParent()
     for field in chosen.DESCRIPTOR.fields:
+        if field.type == field.TYPE_BOOL:
+            setattr(chosen, field.name, draw(st.booleans()))
+            continue
         least, most = BOUNDS[f"model.{name}.{field.name}"]
         # A pool size ends with the window.
         most = LARGEST[name].get(field.name, 8) if computed else int(most or 4096)

@@ -52,6 +52,7 @@ def _hybrid_cnn_lstm(
         lstm_layers=sizes.lstm_layers,
         attention_heads=sizes.attention_heads,
         attention_head_size=sizes.attention_head_size,
+        global_average_pooling=sizes.global_average_pooling,
         dropout=model.dropout,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from math import gcd
 
-from torch import Tensor, nn
+from torch import Tensor, cat, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from trainwire.architectures.dropout import Dropout
@@ -30,6 +30,8 @@ class HybridCnnLstm(nn.Module):
         lstm_layers: stacked LSTM layers.
         attention_heads: heads of the self-attention.
         attention_head_size: size of each head's queries, keys and values.
+        global_average_pooling: the head takes the mean over time of the convolutions too, beside
+            that of the attention (as FCN beside the LSTM in Karim et al. 2018, LSTM-FCN).
         dropout: probability, in the convolution blocks and the head.
     """
 
@@ -46,6 +48,7 @@ class HybridCnnLstm(nn.Module):
         lstm_layers: int,
         attention_heads: int,
         attention_head_size: int,
+        global_average_pooling: bool,
         dropout: float,
     ) -> None:
         super().__init__()
@@ -64,13 +67,19 @@ class HybridCnnLstm(nn.Module):
         width = 2 * lstm_hidden_size
         self.norm = nn.LayerNorm(width)
         self.attention = SelfAttention(width, attention_heads, attention_head_size)
+        self.global_average_pooling = global_average_pooling
+        if global_average_pooling:
+            width += conv_channels
         self.head = nn.Sequential(nn.LayerNorm(width), Dropout(dropout), nn.Linear(width, classes))
 
     def forward(self, windows: Tensor) -> Tensor:
         """Logits [batch, classes] of windows [batch, features, time]."""
-        steps = self.pool(self.blocks(windows)).transpose(1, 2)
-        states = self.norm(self.lstm(steps)[0])
-        logits: Tensor = self.head(self.attention(states).mean(dim=1))
+        shapes = self.blocks(windows)
+        states = self.norm(self.lstm(self.pool(shapes).transpose(1, 2))[0])
+        summary = self.attention(states).mean(dim=1)
+        if self.global_average_pooling:
+            summary = cat([summary, shapes.mean(dim=2)], dim=1)
+        logits: Tensor = self.head(summary)
         return logits
 
 

@@ -59,8 +59,9 @@ def _hybrid_cnn_lstm(
     sizes = model.hybrid_cnn_lstm
     width, steps = 2 * sizes.lstm_hidden_size, -(-time // min(sizes.pool_size, time))
     mixed = sizes.attention_heads * sizes.attention_head_size
+    summary = width + (sizes.conv_channels if sizes.global_average_pooling else 0)
     # LayerNorm has two values for each of the width.
-    after = 2 * width + _attention(width, mixed) + 2 * width + _linear_layer(width, classes)
+    after = 2 * width + _attention(width, mixed) + 2 * summary + _linear_layer(summary, classes)
     return Sizes(
         parameters=_residual_blocks(sizes, features) + _lstm(sizes) + after,
         # Input, output and normalised output of each block's convolution; the states; query, key,

@@ -324,21 +324,47 @@ def test_folders_without_a_row_go_after_an_hour(tmp_path: Path) -> None:
     run(tmp_path, work)
 
 
-def test_room_is_made_for_an_upload_or_it_is_refused(tmp_path: Path) -> None:
+def test_what_is_announced_counts_and_deletes_nothing(tmp_path: Path) -> None:
+    async def work(house: House) -> None:
+        dataset = await house.add_dataset("d")
+        for name in ("1", "2"):
+            await house.add_job(name, dataset, NOW - 9)
+        limit = await house.used_bytes() + 10 * KB
+        retention = house.retention(max_bytes=limit)
+        everything = await house.names()
+        async with retention.room(300 * KB):
+            # All that may go is enough for one of them, and not for both.
+            with pytest.raises(StorageFull, match=f"--max-data-bytes {limit} allows"):
+                await retention.room(300 * KB).__aenter__()
+            # A sweep that comes meanwhile believes no announcement either.
+            await retention.sweep(NOW)
+            assert await house.names() == everything
+        async with retention.room(300 * KB):
+            pass
+        with pytest.raises(StorageFull, match=f"--max-data-bytes {limit} allows"):
+            await retention.room(limit).__aenter__()
+        assert await house.names() == everything
+
+    run(tmp_path, work)
+
+
+def test_room_is_made_for_what_has_come_or_it_is_refused(tmp_path: Path) -> None:
     async def work(house: House) -> None:
         dataset = await house.add_dataset("d")
         await house.add_job("1", dataset, NOW - 2)
         await house.add_job("2", dataset, NOW - 1)
         limit = await house.used_bytes() + 10 * KB
         retention = house.retention(max_bytes=limit)
-        async with retention.room(6 * KB):
-            assert "jobs/1" in await house.names()
-            # What is announced counts before it is there.
-            async with retention.room(6 * KB):
-                assert "jobs/1" not in await house.names()
+        everything = await house.names()
+        # For what others have announced nothing goes yet.
+        async with retention.room(150 * KB), retention.room(6 * KB):
+            await retention.make_room(6 * KB)
+            assert await house.names() == everything
+            await retention.make_room(150 * KB)
+            assert await house.names() == everything - {"jobs/1", "models/1"}
         # What cannot be made room for costs nothing.
         with pytest.raises(StorageFull, match=f"--max-data-bytes {limit} allows"):
-            await retention.room(limit).__aenter__()
+            await retention.make_room(limit)
         assert "jobs/2" in await house.names()
 
     run(tmp_path, work)

@@ -357,7 +357,7 @@ def test_an_upload_that_is_not_what_it_announced_deletes_nothing(
         size = limit - used_bytes(server.data_dir) + 1_000
         before = files_of(server.data_dir)
         for said, upload in lies(size):
-            refused = refusal(lambda upload=upload: stub.UploadDataset(upload, timeout=60))
+            refused = refusal(partial(stub.UploadDataset, upload, timeout=60))
             assert (refused.reason, said in refused.message) == ("BROKEN_UPLOAD", True)
             assert client.get(job) == job
         assert files_of(server.data_dir) == before

@@ -43,6 +43,12 @@ DATASET = dataset_pb2.Dataset(
 )
 
 
+def request_of(dataset: dataset_pb2.Dataset) -> training_pb2.TrainingRequest:
+    request = training_pb2.TrainingRequest(dataset=dataset.name)
+    request.data.column.name = "y"
+    return request
+
+
 class FaultyStore(Store):
     """A database that can be told to refuse so many writes."""
 
@@ -153,9 +159,7 @@ class Bench:
         """A job whose process has been started."""
         await self.store.add_dataset(DATASET)
         await self.tenants.recover()
-        request = training_pb2.TrainingRequest(dataset=DATASET.name)
-        request.data.column.name = "y"
-        job = await self.manager.submit(request)
+        job = await self.manager.submit(request_of(DATASET))
         await self.children.began.wait()
         return await self.manager.get(job.name)
 
@@ -275,6 +279,25 @@ def test_without_an_answer_of_the_probe_jobs_train_on_the_cpu(tmp_path: Path) ->
         bench = Bench(tmp_path, probe_fails=True)
         job = await bench.start_job()
         assert job.state == training_pb2.JOB_STATE_RUNNING
+        await bench.close()
+
+    run(work)
+
+
+def test_a_dry_run_whose_dataset_is_deleted_meanwhile_does_not_find_it(tmp_path: Path) -> None:
+    async def work() -> None:
+        bench = Bench(tmp_path)
+        (tenant,) = bench.tenants
+        await bench.store.add_dataset(DATASET)
+        runs = [asyncio.create_task(bench.manager.validate(request_of(DATASET))) for _ in "ab"]
+        await bench.children.began.wait()
+        await tenant.datasets.delete(DATASET.name)
+        # One has its process, which has nothing to read any more; the other one gets none.
+        bench.children.started[0].kill()
+        for run in runs:
+            with pytest.raises(NotFound, match=f"{DATASET.name} does not exist"):
+                await run
+        assert len(bench.children.started) == 1
         await bench.close()
 
     run(work)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -37,7 +37,6 @@ class Workshop:
         scheduler: gives them their places.
         limits: what training processes get.
         heartbeat: seconds that a watch may be silent.
-        planning: held by a dry run, which takes memory beside the jobs that have a place.
     """
 
     executor: Executor
@@ -45,7 +44,6 @@ class Workshop:
     scheduler: Scheduler
     limits: Limits
     heartbeat: float
-    planning: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class Manager:
@@ -80,7 +78,6 @@ class Manager:
             workshop.executor,
             workshop.devices,
             self._line,
-            workshop.planning,
             workshop.limits.threads,
             MemoryLimit(workshop.devices, workshop.limits.memory_bytes),
             self._enqueue,
@@ -206,6 +203,7 @@ class Manager:
 
         Raises:
             What `submit` raises, but AlreadyExists; Untrainable: the job would fail.
+            QuotaExceeded: too many dry runs of this tenant wait.
         """
         self._refuse_when_stopping()
         return await self._submissions.validate(request)

@@ -13,6 +13,7 @@ from trainwire_server.errors import QueueFull
 from trainwire_server.jobs.devices import Devices
 from trainwire_server.jobs.queue import JobKey, Lease, Queue, Slots
 from trainwire_server.jobs.quotas import Quotas
+from trainwire_server.jobs.turns import Turns
 
 Start = Callable[[str, Lease], Coroutine[Any, Any, None]]
 """Called with the name of a job that has got a place; what it returns ends when that is free."""
@@ -36,6 +37,7 @@ class Scheduler:
         self._starts: dict[str, Start] = {}
         self._coming: Counter[str] = Counter()
         self._running: dict[JobKey, asyncio.Task[None]] = {}
+        self._dry_run = asyncio.Lock()
 
     def line(self, tenant: str, start: Start) -> Line:
         """What a tenant has to do with it.
@@ -44,7 +46,7 @@ class Scheduler:
             start: starts a job of this tenant in its place.
         """
         self._starts[tenant] = start
-        return Line(self, self._queue, tenant)
+        return Line(self, self._queue, tenant, Turns(self._dry_run, self._quotas))
 
     async def learn_devices(self, devices: Devices) -> None:
         """Wait until it is known what there is to train on, and give it away."""
@@ -116,9 +118,14 @@ class Scheduler:
 
 
 class Line:
-    """The jobs of one tenant in the line of all. Places in it are counted over all tenants."""
+    """The jobs of one tenant in the line of all. Places in it are counted over all tenants.
 
-    def __init__(self, scheduler: Scheduler, queue: Queue, tenant: str) -> None:
+    Attributes:
+        dry_runs: the tenant's dry runs, which have a line of their own.
+    """
+
+    def __init__(self, scheduler: Scheduler, queue: Queue, tenant: str, dry_runs: Turns) -> None:
+        self.dry_runs = dry_runs
         self._scheduler = scheduler
         self._queue = queue
         self._tenant = tenant

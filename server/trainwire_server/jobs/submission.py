@@ -22,6 +22,7 @@ from trainwire_server.errors import (
     InvalidRequest,
     JobNotResumable,
     NotFound,
+    RequestError,
 )
 from trainwire_server.execution.executor import Executor
 from trainwire_server.identity import call_fields
@@ -43,7 +44,6 @@ class Submissions:
 
     Args:
         line: where the jobs will wait.
-        planning: held by a dry run, of whichever tenant.
         threads: threads a dry run computes with.
         memory: what a training may have.
         enqueue: called with a job as soon as it is stored.
@@ -58,7 +58,6 @@ class Submissions:
         executor: Executor,
         devices: Devices,
         line: Line,
-        planning: asyncio.Lock,
         threads: int,
         memory: MemoryLimit,
         enqueue: Callable[[training_pb2.TrainingJob], None],
@@ -70,7 +69,6 @@ class Submissions:
         self._devices = devices
         self._retention = retention
         self._line = line
-        self._planning = planning
         self._threads = threads
         self._memory = memory
         self._enqueue = enqueue
@@ -213,12 +211,23 @@ class Submissions:
             job, _ = jobs.apply(job, event, job.create_time)
         for name in ("name", "state", "create_time", "update_time", "last_sequence"):
             cast("Message", job).ClearField(name)
-        # One at a time: a dry run takes memory beside the jobs that have a place.
-        async with self._planning:
-            table = self._catalog.table(job.request.dataset)
-            memory = await self._memory.of_dry_run(job.request)
-            await dry_run.plan(self._executor, job, table, self._threads, memory)
+        async with self._line.dry_runs.turn():
+            await self._plan(job)
         return job
+
+    async def _plan(self, job: training_pb2.TrainingJob) -> None:
+        """Have a child process fill in the plan, if the dataset is still there.
+
+        Others may delete it while the dry run waits, and until its process has it open.
+        """
+        await self._dataset(job.request.dataset)
+        memory = await self._memory.of_dry_run(job.request)
+        table = self._catalog.table(job.request.dataset)
+        try:
+            await dry_run.plan(self._executor, job, table, self._threads, memory)
+        except RequestError:
+            await self._dataset(job.request.dataset)
+            raise
 
 
 def _check_suitability(request: training_pb2.TrainingRequest, dataset: dataset_pb2.Dataset) -> None:

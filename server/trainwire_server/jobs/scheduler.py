@@ -83,17 +83,20 @@ class Scheduler:
 
     def pump(self) -> None:
         """Start waiting jobs while there are places for them."""
+        running = Counter(key.tenant for key in self._running)
+
+        def may_start(tenant: str) -> bool:
+            return self._quotas.may_run(running[tenant])
+
         while not self.is_stopping:
-            started = self._queue.start_next(self._slots, self._may_start)
+            started = self._queue.start_next(self._slots, may_start)
             if started is None:
                 return
             key, lease = started
             # Called here, not in the task: by then the job may have ended, and be nobody's.
             work = self._starts[key.tenant](key.name, lease)
             self._running[key] = asyncio.create_task(self._run(key, work, lease))
-
-    def _may_start(self, tenant: str) -> bool:
-        return self._quotas.may_run(len(self.running(tenant)))
+            running[key.tenant] += 1
 
     async def _run(self, key: JobKey, work: Coroutine[Any, Any, None], lease: Lease) -> None:
         try:

@@ -14,9 +14,10 @@ from google.protobuf.message import Message
 
 from trainwire.v1 import dataset_pb2, system_pb2, training_pb2
 from trainwire_server.data.catalog import Catalog
-from trainwire_server.errors import NotFound, StorageFull
+from trainwire_server.errors import JobNotResumable, NotFound, StorageFull
 from trainwire_server.execution.executor import Probe, Task, Train
 from trainwire_server.identity import DEFAULT_TENANT
+from trainwire_server.jobs import job as jobs
 from trainwire_server.jobs.datasets import Datasets
 from trainwire_server.jobs.devices import Devices
 from trainwire_server.jobs.houses import House, Houses
@@ -116,11 +117,13 @@ class Children:
         self.tasks: list[Task] = []
         self.says: list[Message] = []
         self.refusals = 0
-        self.began = asyncio.Event()
+        self.began, self.may_probe = asyncio.Event(), asyncio.Event()
+        self.may_probe.set()
         self._probe_fails = probe_fails
 
     async def start(self, task: Task) -> Child:
         if isinstance(task, Probe):
+            await self.may_probe.wait()
             if self._probe_fails:
                 raise BlockingIOError("no more processes")
             cpu = system_pb2.DeviceInfo(name="cpu")
@@ -135,6 +138,18 @@ class Children:
         return self.started[-1]
 
 
+class AskedDevices(Devices):
+    """Devices that say when somebody wants to know them."""
+
+    def __init__(self, executor: Children) -> None:
+        super().__init__(executor)
+        self.asked = asyncio.Event()
+
+    async def found(self) -> system_pb2.SystemInfo:
+        self.asked.set()
+        return await super().found()
+
+
 class Bench:
     """A manager on a real database and a real data directory."""
 
@@ -142,9 +157,10 @@ class Bench:
         self.catalog = Catalog(folder)
         self.store = FaultyStore(self.catalog.database)
         self.children = Children(probe_fails)
+        self.devices = AskedDevices(self.children)
         workshop = Workshop(
             self.children,
-            Devices(self.children),
+            self.devices,
             Scheduler(Slots(1, 1), 10, Quotas()),
             Limits(threads=threads, memory_bytes=0, lease=30.0, grace=60.0, attempts=3),
             heartbeat=15.0,
@@ -279,6 +295,43 @@ def test_without_an_answer_of_the_probe_jobs_train_on_the_cpu(tmp_path: Path) ->
         bench = Bench(tmp_path, probe_fails=True)
         job = await bench.start_job()
         assert job.state == training_pb2.JOB_STATE_RUNNING
+        await bench.close()
+
+    run(work)
+
+
+async def ended_job(bench: Bench, request: training_pb2.TrainingRequest) -> str:
+    """A job that was cancelled before it had a checkpoint."""
+    job = jobs.new_job(request, DATASET, jobs.now())
+    job, queued = jobs.apply(job, jobs.first_events(request, 1)[0], jobs.now())
+    await bench.store.create_job(job, request, [queued])
+    job, cancelled = jobs.apply(job, jobs.cancelled(job), jobs.now())
+    await bench.store.save(job, cancelled)
+    return job.name
+
+
+@pytest.mark.parametrize("call", ["submit", "resume"])
+def test_who_waits_for_the_probe_holds_nobody_up(call: str, tmp_path: Path) -> None:
+    async def work() -> None:
+        bench = Bench(tmp_path)
+        bench.children.may_probe.clear()
+        await bench.store.add_dataset(DATASET)
+        large = request_of(DATASET)
+        large.model.hybrid_cnn_lstm.lstm_hidden_size = 2000
+        changes = training_pb2.TrainingRequest(request_id="again")
+        name = await ended_job(bench, large)
+        waiting = asyncio.create_task(
+            bench.manager.submit(large) if call == "submit" else bench.manager.resume(name, changes)
+        )
+        await bench.devices.asked.wait()
+        small = await bench.manager.submit(request_of(DATASET))
+        assert (small.state, waiting.done()) == (training_pb2.JOB_STATE_QUEUED, False)
+        bench.children.may_probe.set()
+        if call == "submit":
+            assert (await waiting).queue_position == 2
+        else:
+            with pytest.raises(JobNotResumable, match="has no checkpoint"):
+                await waiting
         await bench.close()
 
     run(work)

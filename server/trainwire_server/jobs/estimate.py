@@ -160,6 +160,12 @@ class MemoryLimit:
         self._devices = devices
         self._memory_bytes = memory_bytes
 
+    def is_small(self, request: training_pb2.TrainingRequest, dataset: dataset_pb2.Dataset) -> bool:
+        """Whether `check` refuses it nowhere, and does not ask for the devices; see there."""
+        # Nowhere does it take more than on the CPU.
+        least = estimate(request, find_shape(request, dataset), ON_CPU).total
+        return least <= min(self._memory_bytes or _SMALL_BYTES, _SMALL_BYTES)
+
     async def check(
         self, request: training_pb2.TrainingRequest, dataset: dataset_pb2.Dataset
     ) -> None:
@@ -169,12 +175,9 @@ class MemoryLimit:
             request: an effective request (`contract.resolve`) that suits the dataset.
             dataset: the dataset's stored profile.
         """
-        shape = find_shape(request, dataset)
-        # Nowhere does it take more than on the CPU.
-        if estimate(request, shape, ON_CPU).total <= min(
-            self._memory_bytes or _SMALL_BYTES, _SMALL_BYTES
-        ):
+        if self.is_small(request, dataset):
             return
+        shape = find_shape(request, dataset)
         found = list((await self._devices.found()).devices)
         host, gpu = self._host(found), _largest_gpu(found)
         if gpu is None or request.resources.device == training_pb2.DEVICE_CPU:

@@ -78,9 +78,7 @@ class Submissions:
 
     async def submit(self, request: training_pb2.TrainingRequest) -> training_pb2.TrainingJob:
         """A new job, stored and queued; the same request_id, the same job."""
-        if request.resources.device == training_pb2.DEVICE_CUDA:
-            # Outside the lock: the probe may take a while, and other submits need not wait for it.
-            await self._devices.names()
+        await self._learn_devices(request)
         # One at a time, so that two calls with one request_id cannot both find it new, and that no
         # dataset goes between its check and the job that refers to it.
         async with self._datasets.lock:
@@ -90,6 +88,22 @@ class Submissions:
             dataset = await self._check(request)
             job = jobs.new_job(request, dataset, jobs.now())
             return await self._create(job, request)
+
+    async def _learn_devices(self, request: training_pb2.TrainingRequest) -> None:
+        """Wait until it is known what there is to train on, if the check of a request asks.
+
+        Outside the lock: the probe may take a while, and other submits need not wait for it.
+        """
+        wants_gpu = request.resources.device == training_pb2.DEVICE_CUDA
+        if wants_gpu or not await self._is_small(request):
+            await self._devices.names()
+
+    async def _is_small(self, request: training_pb2.TrainingRequest) -> bool:
+        dataset = await self._store.dataset(request.dataset)
+        effective = contract.resolve(request)
+        if dataset is None or suitability.check(effective, dataset):
+            return True  # refused for that, whatever there is to train on
+        return self._memory.is_small(effective, dataset)
 
     async def _submitted_before(
         self, request: training_pb2.TrainingRequest, resumed_from: str
@@ -157,21 +171,30 @@ class Submissions:
         self, name: str, changes: training_pb2.TrainingRequest
     ) -> training_pb2.TrainingJob:
         """A new job that goes on from the last checkpoint of a cancelled or failed one."""
+        first = await self._store.submitted(name)
+        if first is not None:
+            # What may change makes it no larger.
+            await self._learn_devices(first[0])
         async with self._datasets.lock:
-            old = await self._store.submitted(name)
-            if old is None:
-                return await self._resumed_before(name, changes)
-            submitted, ended = old
-            request = _continued(submitted, changes)
-            before = await self._submitted_before(request, resumed_from=name)
-            if before is not None:
-                return before
-            if ended.state not in _RESUMABLE:
-                state = training_pb2.JobState.Name(ended.state)
-                raise JobNotResumable(f"{name} is {state}; only cancelled and failed jobs go on")
-            dataset = await self._check(request)
-            job = jobs.new_job(request, dataset, jobs.now())
-            return await self._create_resumed(job, request, ended)
+            return await self._resume(name, changes)
+
+    async def _resume(
+        self, name: str, changes: training_pb2.TrainingRequest
+    ) -> training_pb2.TrainingJob:
+        old = await self._store.submitted(name)
+        if old is None:
+            return await self._resumed_before(name, changes)
+        submitted, ended = old
+        request = _continued(submitted, changes)
+        before = await self._submitted_before(request, resumed_from=name)
+        if before is not None:
+            return before
+        if ended.state not in _RESUMABLE:
+            state = training_pb2.JobState.Name(ended.state)
+            raise JobNotResumable(f"{name} is {state}; only cancelled and failed jobs go on")
+        dataset = await self._check(request)
+        job = jobs.new_job(request, dataset, jobs.now())
+        return await self._create_resumed(job, request, ended)
 
     async def _resumed_before(
         self, name: str, changes: training_pb2.TrainingRequest

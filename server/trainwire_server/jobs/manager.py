@@ -11,7 +11,7 @@ import structlog
 
 from trainwire import contract
 from trainwire.v1 import training_pb2
-from trainwire_server.errors import JobNotFinished, ServerStopping
+from trainwire_server.errors import JobNotFinished
 from trainwire_server.execution.executor import Executor
 from trainwire_server.jobs import job as jobs
 from trainwire_server.jobs.datasets import Datasets
@@ -159,10 +159,6 @@ class Manager:
             active.feed.end()
         self._runner.drain()
 
-    def _refuse_when_stopping(self) -> None:
-        if self._scheduler.is_stopping:
-            raise ServerStopping("the server is stopping; try again")
-
     # -------------------------------------------------------------------- submit
 
     async def submit(self, request: training_pb2.TrainingRequest) -> training_pb2.TrainingJob:
@@ -177,7 +173,7 @@ class Manager:
             QuotaExceeded: too many of this tenant do, or it stores too much.
             StorageFull: the disk is full.
         """
-        self._refuse_when_stopping()
+        self._scheduler.refuse_when_stopping()
         # A caller that leaves half way must not leave a stored job that nobody runs.
         job = await finish(self._submissions.submit(request))
         return await self.get(job.name)
@@ -191,7 +187,7 @@ class Manager:
             What `submit` raises; JobNotResumable: it is neither, or has no checkpoint.
             InvalidRequest: the changes are more than may change.
         """
-        self._refuse_when_stopping()
+        self._scheduler.refuse_when_stopping()
         job = await finish(self._submissions.resume(name, changes))
         return await self.get(job.name)
 
@@ -205,7 +201,7 @@ class Manager:
             What `submit` raises, but AlreadyExists; Untrainable: the job would fail.
             QuotaExceeded: too many dry runs of this tenant wait.
         """
-        self._refuse_when_stopping()
+        self._scheduler.refuse_when_stopping()
         return await self._submissions.validate(request)
 
     # -------------------------------------------------------------------- delete

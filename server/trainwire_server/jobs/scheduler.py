@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from trainwire.v1 import training_pb2
-from trainwire_server.errors import QueueFull
+from trainwire_server.errors import QueueFull, ServerStopping
 from trainwire_server.jobs.devices import Devices
 from trainwire_server.jobs.queue import JobKey, Lease, Queue, Slots
 from trainwire_server.jobs.quotas import Quotas
@@ -109,6 +109,11 @@ class Scheduler:
     def stop(self) -> None:
         """Start no more jobs."""
         self.is_stopping = True
+
+    def refuse_when_stopping(self) -> None:
+        """Raise ServerStopping once no more jobs are started."""
+        if self.is_stopping:
+            raise ServerStopping("the server is stopping; try again")
 
     async def drain(self, grace: float) -> None:
         """Wait until no job has a place; what is not done after so many seconds is ended."""

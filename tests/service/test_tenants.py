@@ -403,6 +403,18 @@ def test_the_log_says_whose_call_it_was(guarded: Guarded, alpha: Things) -> None
     assert (queued["caller"], queued["tenant"]) == ("alpha-ops", "alpha")
 
 
+def test_the_log_says_whose_job_it_is(guarded: Guarded, both: tuple[Things, Things]) -> None:
+    def is_of(job: str, record: dict[str, Any]) -> bool:
+        return bool(record.get("job") == job)
+
+    for tenant, things in zip(("alpha", "twin"), both, strict=True):
+        guarded.server.wait_for_log("job.ended", partial(is_of, things.finished))
+        lines = [r for r in guarded.server.records if is_of(things.finished, r)]
+        events = {line["event"] for line in lines}
+        assert events >= {"job.queued", "job.started", "job.epoch", "job.ended"}
+        assert {line.get("tenant") for line in lines} == {tenant}
+
+
 def test_a_token_that_changes_its_tenant_leaves_the_streams_of_the_old_one(
     guarded: Guarded, alpha: Things, refusal: Refusal
 ) -> None:

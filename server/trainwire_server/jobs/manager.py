@@ -7,8 +7,6 @@ from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import structlog
-
 from trainwire import contract
 from trainwire.v1 import training_pb2
 from trainwire_server.errors import JobNotFinished
@@ -81,8 +79,9 @@ class Manager:
             workshop.limits.threads,
             MemoryLimit(workshop.devices, workshop.limits.memory_bytes),
             self._enqueue,
+            ledger.log,
         )
-        self._log: structlog.stdlib.BoundLogger = structlog.get_logger()
+        self._log = ledger.log
 
     @property
     def queued_jobs(self) -> int:

@@ -47,6 +47,7 @@ class Submissions:
         threads: threads a dry run computes with.
         memory: what a training may have.
         enqueue: called with a job as soon as it is stored.
+        log: for lines about jobs.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Submissions:
         threads: int,
         memory: MemoryLimit,
         enqueue: Callable[[training_pb2.TrainingJob], None],
+        log: structlog.stdlib.BoundLogger,
     ) -> None:
         self._store = store
         self._catalog = catalog
@@ -72,7 +74,7 @@ class Submissions:
         self._threads = threads
         self._memory = memory
         self._enqueue = enqueue
-        self._log: structlog.stdlib.BoundLogger = structlog.get_logger()
+        self._log = log
 
     # -------------------------------------------------------------------- submit
 

@@ -50,7 +50,7 @@ class Tenant:
         self.retention = Retention(
             house, self.datasets, rules.retain_days, rules.max_data_bytes, rules.quotas
         )
-        self.ledger = Ledger(house.store, self.retention.poke, meters)
+        self.ledger = Ledger(house.store, self.retention.poke, meters, house.tenant)
         self.manager = Manager(house, self.datasets, self.retention, self.ledger, workshop)
         self._quotas = rules.quotas
         self._watches = 0

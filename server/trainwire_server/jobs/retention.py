@@ -191,6 +191,7 @@ class Retention:
             now: the time, in seconds since 1970.
         """
         async with self._sweeping:
+            await asyncio.to_thread(self._catalog.measure)
             await self._remove_leftovers(now)
             if self._retain_seconds or self._max_data_bytes:
                 excess = await self._excess(0)
@@ -280,8 +281,7 @@ class Retention:
         return await self._used_bytes() + more - self._max_data_bytes
 
     async def _used_bytes(self) -> int:
-        files = await asyncio.to_thread(self._catalog.stored_bytes)
-        return files + await self._store.used_bytes()
+        return self._catalog.stored_bytes() + await self._store.used_bytes()
 
     async def _choose(self, now: float, excess: int) -> list[Deletion]:
         oldest = now - self._retain_seconds if self._retain_seconds else float("-inf")

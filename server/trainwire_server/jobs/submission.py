@@ -96,6 +96,8 @@ class Submissions:
 
         Outside the lock: the probe may take a while, and other submits need not wait for it.
         """
+        if self._devices.known:
+            return
         wants_gpu = request.resources.device == training_pb2.DEVICE_CUDA
         if wants_gpu or not await self._is_small(request):
             await self._devices.names()

@@ -253,7 +253,7 @@ def test_a_server_keeps_to_its_limits(
             client.upload({"a": np.arange(limit / 8)})
         # Nothing was deleted for what does not fit anyway.
         assert client.get(second) == second
-        size = limit - _used_bytes(server.data_dir) + 1000
+        size = limit - used_bytes(server.data_dir) + 1000
         client.upload({"a": np.arange(size // 8)})
         deleted = server.wait_for_log("retention.deleted")
         assert (deleted["name"], deleted["why"]) == (second.name, "more than --max-data-bytes")
@@ -263,7 +263,7 @@ def test_a_server_keeps_to_its_limits(
         assert dataset.name in [stored.name for stored in client.datasets()]
 
 
-def _used_bytes(data_dir: Path) -> int:
+def used_bytes(data_dir: Path) -> int:
     """What counts against --max-data-bytes: files of resources, and rows."""
     kinds = ("datasets", "jobs", "models")
     files = sum(

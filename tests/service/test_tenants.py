@@ -403,6 +403,18 @@ def test_the_log_says_whose_call_it_was(guarded: Guarded, alpha: Things) -> None
     assert (queued["caller"], queued["tenant"]) == ("alpha-ops", "alpha")
 
 
+def test_the_log_says_whose_job_it_is(guarded: Guarded, both: tuple[Things, Things]) -> None:
+    def is_of(job: str, record: dict[str, Any]) -> bool:
+        return bool(record.get("job") == job)
+
+    for tenant, things in zip(("alpha", "twin"), both, strict=True):
+        guarded.server.wait_for_log("job.ended", partial(is_of, things.finished))
+        lines = [r for r in guarded.server.records if is_of(things.finished, r)]
+        events = {line["event"] for line in lines}
+        assert events >= {"job.queued", "job.started", "job.epoch", "job.ended"}
+        assert {line.get("tenant") for line in lines} == {tenant}
+
+
 def test_a_token_that_changes_its_tenant_leaves_the_streams_of_the_old_one(
     guarded: Guarded, alpha: Things, refusal: Refusal
 ) -> None:
@@ -472,7 +484,17 @@ STORED_BYTES = 1_000_000
 def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     """A server of two places on which every tenant may have little; a tenant for each test."""
     folder = tmp_path_factory.mktemp("tokens")
-    tenants = ("queued", "running", "watches", "stored", "together", "announced", "idle", "other")
+    tenants = (
+        "queued",
+        "running",
+        "watches",
+        "stored",
+        "together",
+        "announced",
+        "idle",
+        "dry",
+        "other",
+    )
     flags = (
         f"--token-file={make_tokens(folder, *tenants)}",
         "--max-concurrent-jobs=2",
@@ -674,6 +696,43 @@ def silence(other: Any) -> Iterator[bytes]:
     """No message until another call is over, nor then."""
     until(lambda: not other.is_active())
     yield from ()
+
+
+def dry_runs(channel: grpc.Channel, guarded: Guarded, tenant: str, count: int) -> list[Any]:
+    """So many at once."""
+    with guarded.client(tenant) as client:
+        request = small_request(client.upload(make_columns()).name)
+    request.validate_only = True
+    send: Any = channel.unary_unary(path_of("TrainingService.SubmitTraining"))
+    metadata, message = bearer(guarded.token(tenant)), request.SerializeToString()
+    return [send.future(message, metadata=metadata, timeout=100) for _ in range(count)]
+
+
+def test_dry_runs_of_one_tenant_do_not_hold_up_those_of_another(
+    guarded: Guarded, alpha: Things
+) -> None:
+    with guarded.channel() as channel:
+        (own,) = dry_runs(channel, guarded, "alpha", 1)
+        assert own.result()
+        many = dry_runs(channel, guarded, "twin", 20)
+        assert many[0].result()
+        (one,) = dry_runs(channel, guarded, "alpha", 1)
+        assert training_pb2.TrainingJob.FromString(one.result()).HasField("plan")
+        # Behind those that computed until it had come, and two more.
+        assert sum(run.done() for run in many) < 10
+        assert all(run.result() for run in many)
+
+
+def test_a_tenant_has_so_many_dry_runs_waiting(limited: Guarded, refusal: Refusal) -> None:
+    with limited.channel() as channel:
+        runs = dry_runs(channel, limited, "dry", 12)
+        codes = [run.code() for run in runs]
+        # One computes and two wait, at least.
+        assert codes.count(grpc.StatusCode.OK) >= 3
+        refused = [run for run in runs if run.code() is not grpc.StatusCode.OK]
+        assert refused
+        for run in refused:
+            assert is_over(refusal(run.result), "tenant_queued_jobs", "2", "dry")
 
 
 def test_there_is_one_system_for_all(guarded: Guarded, both: tuple[Things, Things]) -> None:

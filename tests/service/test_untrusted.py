@@ -29,6 +29,8 @@ import pytest
 from google.protobuf import message_factory
 from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
 from tests.conftest import FAULTS, SECURE, Server, make_columns, small_request
+from tests.faults.test_storage import used_bytes
+from tests.service.test_security import until
 
 from trainwire.v1 import (
     dataset_pb2,
@@ -329,6 +331,38 @@ def test_an_upload_without_end_is_not_read_to_its_end(
     refused = refusal(lambda: stub.UploadDataset(endless(header, sent), timeout=60))
     assert refused.reason == reason
     assert len(sent) < 50
+
+
+def lies(size: int) -> Iterator[tuple[str, Iterator[Any]]]:
+    """Uploads that announce so much and are not what they say, and what is said to them."""
+    header, *chunks = upload_of(bytes(size), ARROW)
+    other = list(upload_of(b"?" * size, ARROW))[1:]
+    yield "0 bytes came", iter([header])
+    yield "bytes came", iter([header, *chunks[:-1]])
+    yield "the bytes have SHA-256", iter([header, *other])
+    # All that was announced, and no table.
+    yield "upload", iter([header, *chunks])
+
+
+def test_an_upload_that_is_not_what_it_announced_deletes_nothing(
+    start_server: Callable[..., Server], refusal: Refusal
+) -> None:
+    limit = 3 * MEBIBYTE
+    server = start_server("--max-data-bytes", str(limit))
+    with server.client() as client, server.channel() as channel:
+        stub = dataset_pb2_grpc.DatasetServiceStub(channel)
+        job = client.wait(client.submit(small_request(client.upload(make_columns()).name)))
+        until(lambda: not (server.data_dir / job.name / "checkpoints").exists())
+        # For so much the job would have to go.
+        size = limit - used_bytes(server.data_dir) + 1_000
+        before = files_of(server.data_dir)
+        for said, upload in lies(size):
+            refused = refusal(partial(stub.UploadDataset, upload, timeout=60))
+            assert (refused.reason, said in refused.message) == ("BROKEN_UPLOAD", True)
+            assert client.get(job) == job
+        assert files_of(server.data_dir) == before
+        client.upload({"a": np.arange(size // 8)})
+        assert server.wait_for_log("retention.deleted")["name"] == job.name
 
 
 # ------------------------------------------------------------------------ names

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from trainwire_server.data.catalog import Catalog, DataDirectoryInUse
+from trainwire_server.data.checkpoints import FOLDER
 from trainwire_server.data.durable import SymbolicLink
 from trainwire_server.errors import BrokenUpload
 
@@ -102,21 +104,65 @@ def test_a_bundle_is_kept_by_a_call_after_one_that_failed(tmp_path: Path) -> Non
 
 def test_what_a_folder_takes_is_what_goes_with_it(tmp_path: Path) -> None:
     catalog = Catalog(tmp_path)
-    empty = catalog.stored_bytes()
     (catalog.job_folder("jobs/a") / "own").write_bytes(b"x" * 10)
     (catalog.job_folder("jobs/a") / "shared").write_bytes(b"x" * 100)
     os.link(catalog.job_folder("jobs/a") / "shared", catalog.job_folder("jobs/resumed") / "shared")
-    assert catalog.stored_bytes() - empty == 110
+    assert measured(catalog) == 110
     assert catalog.removable_bytes("jobs/a") == 10
     catalog.remove("jobs/a")
-    assert catalog.stored_bytes() - empty == catalog.removable_bytes("jobs/resumed") == 100
+    assert measured(catalog) == catalog.removable_bytes("jobs/resumed") == 100
     assert catalog.removable_bytes("jobs/a") == 0
     # Uploads are counted by what was announced.
     upload = catalog.begin_upload(len(DATA), SHA256)
     upload.write(DATA)
     upload.finish()
-    assert catalog.stored_bytes() - empty == 100
+    assert catalog.stored_bytes() == 100
     upload.discard()
+    catalog.close()
+
+
+def measured(catalog: Catalog) -> int:
+    """Bytes that are stored, by a look at all of them; what a catalog knew must not differ."""
+    catalog.measure()
+    return catalog.stored_bytes()
+
+
+def test_what_the_server_stores_and_removes_is_known_without_a_look(tmp_path: Path) -> None:
+    catalog = Catalog(tmp_path)
+    upload = catalog.begin_upload(len(DATA), SHA256)
+    upload.write(DATA)
+    upload.finish()
+    upload.table.write_bytes(b"x" * 50)
+    catalog.keep_upload(upload, "datasets/d")
+    assert catalog.stored_bytes() == len(DATA) + 50 == measured(catalog)
+    # What a training process has written is known when its job ends.
+    bundle, checkpoints = (catalog.job_folder("jobs/j") / name for name in ("bundle", FOLDER))
+    for folder, size in ((bundle, 100), (checkpoints, 1_000)):
+        folder.mkdir()
+        (folder / "file").write_bytes(b"x" * size)
+    assert catalog.stored_bytes() == len(DATA) + 50
+    catalog.keep_bundle("jobs/j", "models/j")
+    assert catalog.stored_bytes() == len(DATA) + 1_150 == measured(catalog)
+    catalog.drop_checkpoints("jobs/j")
+    assert catalog.stored_bytes() == len(DATA) + 150 == measured(catalog)
+    (catalog.job_folder("jobs/lost") / "best").write_bytes(b"x" * 7)
+    catalog.tidy("jobs/lost")
+    assert catalog.stored_bytes() == len(DATA) + 157 == measured(catalog)
+    for name in ("jobs/j", "jobs/lost", "models/j", "datasets/d"):
+        catalog.remove(name)
+    assert catalog.stored_bytes() == 0 == measured(catalog)
+    catalog.close()
+
+
+def test_what_lay_there_before_is_known(tmp_path: Path) -> None:
+    (tmp_path / "trainwire.db").write_bytes(b"rows")
+    (tmp_path / "models" / "m").mkdir(parents=True)
+    (tmp_path / "models" / "m" / "weights").write_bytes(b"x" * 100)
+    catalog = Catalog(tmp_path)
+    assert catalog.stored_bytes() == 100
+    # What somebody removes by hand is found by the next look.
+    shutil.rmtree(tmp_path / "models" / "m")
+    assert (catalog.stored_bytes(), measured(catalog)) == (100, 0)
     catalog.close()
 
 

@@ -170,6 +170,29 @@ def test_bfloat16_takes_half_for_activations() -> None:
     assert estimate(made, shape, BESIDE_GPU).computing == 0
 
 
+# ------------------------------------------------------------------------ dry runs
+
+
+@pytest.mark.parametrize(
+    ("machine", "device", "gib"),
+    [
+        (Machine(cpu=64), "AUTO", 8),
+        (Machine(cpu=64, gpu=16), "AUTO", 40),
+        (Machine(cpu=64, gpu=16), "CUDA", 40),
+        (Machine(cpu=64, gpu=16), "CPU", 8),
+        # No more than the machine has, on whose memory the GPU's part is computed.
+        (Machine(cpu=64, gpu=140), "AUTO", 64),
+        (Machine(cpu=6), "CPU", 6),
+        (Machine(), "AUTO", 8),
+    ],
+)
+def test_a_dry_run_may_allocate_so_much(machine: Machine, device: str, gib: int) -> None:
+    made = request(**{"resources.device": device})
+    limit, unlimited = (MemoryLimit(machine, size) for size in (4 * GIB, 0))  # type: ignore[arg-type]
+    assert asyncio.run(limit.of_dry_run(made)) == gib * GIB
+    assert asyncio.run(unlimited.of_dry_run(made)) == 0
+
+
 # ------------------------------------------------------------------------ beside what happens
 
 

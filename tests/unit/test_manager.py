@@ -14,9 +14,10 @@ from google.protobuf.message import Message
 
 from trainwire.v1 import dataset_pb2, system_pb2, training_pb2
 from trainwire_server.data.catalog import Catalog
-from trainwire_server.errors import NotFound, StorageFull
+from trainwire_server.errors import JobNotResumable, NotFound, ServerStopping, StorageFull
 from trainwire_server.execution.executor import Probe, Task, Train
-from trainwire_server.identity import DEFAULT_TENANT
+from trainwire_server.identity import CALLER, DEFAULT_TENANT, Identity, Role
+from trainwire_server.jobs import job as jobs
 from trainwire_server.jobs.datasets import Datasets
 from trainwire_server.jobs.devices import Devices
 from trainwire_server.jobs.houses import House, Houses
@@ -41,6 +42,12 @@ DATASET = dataset_pb2.Dataset(
         dataset_pb2.DatasetColumn(name="y", type=dataset_pb2.COLUMN_TYPE_INTEGER),
     ],
 )
+
+
+def request_of(dataset: dataset_pb2.Dataset) -> training_pb2.TrainingRequest:
+    request = training_pb2.TrainingRequest(dataset=dataset.name)
+    request.data.column.name = "y"
+    return request
 
 
 class FaultyStore(Store):
@@ -110,11 +117,13 @@ class Children:
         self.tasks: list[Task] = []
         self.says: list[Message] = []
         self.refusals = 0
-        self.began = asyncio.Event()
+        self.began, self.may_probe = asyncio.Event(), asyncio.Event()
+        self.may_probe.set()
         self._probe_fails = probe_fails
 
     async def start(self, task: Task) -> Child:
         if isinstance(task, Probe):
+            await self.may_probe.wait()
             if self._probe_fails:
                 raise BlockingIOError("no more processes")
             cpu = system_pb2.DeviceInfo(name="cpu")
@@ -129,6 +138,31 @@ class Children:
         return self.started[-1]
 
 
+class AskedDevices(Devices):
+    """Devices that say when somebody wants to know them."""
+
+    def __init__(self, executor: Children) -> None:
+        super().__init__(executor)
+        self.asked = asyncio.Event()
+
+    async def found(self) -> system_pb2.SystemInfo:
+        self.asked.set()
+        return await super().found()
+
+
+class SlowHouses(Houses):
+    """Opening a house takes until it is allowed to."""
+
+    def __init__(self, data_dir: Path, meters: Meters) -> None:
+        super().__init__(data_dir, meters)
+        self.opening, self.may_open = threading.Event(), threading.Event()
+
+    def open(self, tenant: str) -> House:
+        self.opening.set()
+        assert self.may_open.wait(30)
+        return super().open(tenant)
+
+
 class Bench:
     """A manager on a real database and a real data directory."""
 
@@ -136,26 +170,27 @@ class Bench:
         self.catalog = Catalog(folder)
         self.store = FaultyStore(self.catalog.database)
         self.children = Children(probe_fails)
+        self.devices = AskedDevices(self.children)
+        self.scheduler = Scheduler(Slots(1, 1), 10, Quotas())
         workshop = Workshop(
             self.children,
-            Devices(self.children),
-            Scheduler(Slots(1, 1), 10, Quotas()),
+            self.devices,
+            self.scheduler,
             Limits(threads=threads, memory_bytes=0, lease=30.0, grace=60.0, attempts=3),
             heartbeat=15.0,
         )
         house = House(DEFAULT_TENANT, self.catalog, self.store)
         rules = Rules(retain_days=0, max_data_bytes=0, quotas=Quotas())
         meters = Meters()
-        self.tenants = Tenants([house], Houses(folder, meters), workshop, rules, meters)
+        self.houses = SlowHouses(folder, meters)
+        self.tenants = Tenants([house], self.houses, workshop, rules, meters)
         self.manager = next(iter(self.tenants)).manager
 
     async def start_job(self) -> training_pb2.TrainingJob:
         """A job whose process has been started."""
         await self.store.add_dataset(DATASET)
         await self.tenants.recover()
-        request = training_pb2.TrainingRequest(dataset=DATASET.name)
-        request.data.column.name = "y"
-        job = await self.manager.submit(request)
+        job = await self.manager.submit(request_of(DATASET))
         await self.children.began.wait()
         return await self.manager.get(job.name)
 
@@ -275,6 +310,124 @@ def test_without_an_answer_of_the_probe_jobs_train_on_the_cpu(tmp_path: Path) ->
         bench = Bench(tmp_path, probe_fails=True)
         job = await bench.start_job()
         assert job.state == training_pb2.JOB_STATE_RUNNING
+        await bench.close()
+
+    run(work)
+
+
+async def waiting_job(
+    store: Store, request: training_pb2.TrainingRequest
+) -> training_pb2.TrainingJob:
+    """A job that a server before this one has left."""
+    job = jobs.new_job(request, DATASET, jobs.now())
+    job, queued = jobs.apply(job, jobs.first_events(request, 1)[0], jobs.now())
+    await store.create_job(job, request, [queued])
+    return job
+
+
+async def ended_job(store: Store, request: training_pb2.TrainingRequest) -> str:
+    """A job that was cancelled before it had a checkpoint."""
+    job = await waiting_job(store, request)
+    job, cancelled = jobs.apply(job, jobs.cancelled(job), jobs.now())
+    await store.save(job, cancelled)
+    return job.name
+
+
+@pytest.mark.parametrize("call", ["submit", "resume"])
+def test_who_waits_for_the_probe_holds_nobody_up(call: str, tmp_path: Path) -> None:
+    async def work() -> None:
+        bench = Bench(tmp_path)
+        bench.children.may_probe.clear()
+        await bench.store.add_dataset(DATASET)
+        large = request_of(DATASET)
+        large.model.hybrid_cnn_lstm.lstm_hidden_size = 2000
+        changes = training_pb2.TrainingRequest(request_id="again")
+        name = await ended_job(bench.store, large)
+        waiting = asyncio.create_task(
+            bench.manager.submit(large) if call == "submit" else bench.manager.resume(name, changes)
+        )
+        await bench.devices.asked.wait()
+        small = await bench.manager.submit(request_of(DATASET))
+        assert (small.state, waiting.done()) == (training_pb2.JOB_STATE_QUEUED, False)
+        bench.children.may_probe.set()
+        if call == "submit":
+            assert (await waiting).queue_position == 2
+        else:
+            with pytest.raises(JobNotResumable, match="has no checkpoint"):
+                await waiting
+        await bench.close()
+
+    run(work)
+
+
+def test_a_dry_run_whose_dataset_is_deleted_meanwhile_does_not_find_it(tmp_path: Path) -> None:
+    async def work() -> None:
+        bench = Bench(tmp_path)
+        (tenant,) = bench.tenants
+        await bench.store.add_dataset(DATASET)
+        runs = [asyncio.create_task(bench.manager.validate(request_of(DATASET))) for _ in "ab"]
+        await bench.children.began.wait()
+        await tenant.datasets.delete(DATASET.name)
+        # One has its process, which has nothing to read any more; the other one gets none.
+        bench.children.started[0].kill()
+        for run in runs:
+            with pytest.raises(NotFound, match=f"{DATASET.name} does not exist"):
+                await run
+        assert len(bench.children.started) == 1
+        await bench.close()
+
+    run(work)
+
+
+# ------------------------------------------------------------------------ tenants at a stop
+
+
+async def call_as(tenant: str, tenants: Tenants, job: str) -> None:
+    """A watch that is the first call of a tenant."""
+    CALLER.set(Identity("late-ci", Role.READ, tenant))
+    async for _ in (await tenants.of_caller()).manager.watch(job, 0):
+        pass
+
+
+async def leave_job(folder: Path, tenant: str) -> str:
+    """A job in the folder of a tenant that nobody has open."""
+    houses = Houses(folder, Meters())
+    job = await waiting_job(houses.open(tenant).store, request_of(DATASET))
+    await houses.close()
+    return job.name
+
+
+def test_a_tenant_that_is_being_opened_at_the_stop_is_drained_like_others(tmp_path: Path) -> None:
+    async def work() -> None:
+        bench, others = Bench(tmp_path), asyncio.all_tasks()
+        job = await leave_job(tmp_path, "late")
+        watching = asyncio.create_task(call_as("late", bench.tenants, job))
+        await asyncio.to_thread(bench.houses.opening.wait, 30)
+        stopping = asyncio.create_task(bench.tenants.drain(grace=0.0))
+        await asyncio.sleep(0)
+        assert bench.scheduler.is_stopping
+        bench.houses.may_open.set()
+        await stopping
+        with pytest.raises(ServerStopping):
+            await watching
+        # Nothing of it goes on, and another server may have its folder.
+        await bench.devices.names()
+        assert asyncio.all_tasks() <= others
+        await bench.houses.close()
+        assert await leave_job(tmp_path, "late") != job
+        await bench.close()
+
+    run(work)
+
+
+def test_a_tenant_that_calls_first_after_the_stop_is_refused(tmp_path: Path) -> None:
+    async def work() -> None:
+        bench = Bench(tmp_path)
+        bench.houses.may_open.set()
+        await bench.tenants.drain(grace=0.0)
+        with pytest.raises(ServerStopping):
+            await call_as("late", bench.tenants, "jobs/any")
+        assert not (tmp_path / "tenants").exists()
         await bench.close()
 
     run(work)

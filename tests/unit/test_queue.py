@@ -247,6 +247,87 @@ def test_the_line_is_full_for_one_tenant_or_for_all() -> None:
     asyncio.run(work())
 
 
+class DryRuns:
+    """Dry runs that take until they are told to end; in the order in which they have begun."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self.begun: list[str] = []
+        self.ends: dict[str, asyncio.Event] = {}
+        self.tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def ask(self, tenant: str, *names: str) -> None:
+        for name in names:
+            self.ends[name] = asyncio.Event()
+            self.tasks[name] = asyncio.create_task(self._run(tenant, name))
+        await settle()
+
+    async def _run(self, tenant: str, name: str) -> None:
+        async with self._bench.lines[tenant].dry_runs.turn():
+            self.begun.append(name)
+            await self.ends[name].wait()
+
+    async def end(self, name: str) -> None:
+        self.ends[name].set()
+        await self.tasks[name]
+        await settle()
+
+
+async def settle() -> None:
+    """Let everything happen that waits for nothing else: no step here takes more turns."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+def test_tenants_take_turns_with_dry_runs() -> None:
+    async def work() -> None:
+        runs = DryRuns(Bench(places=1))
+        await runs.ask(A, "a1", "a2", "a3", "a4")
+        await runs.ask(B, "b1", "b2")
+        assert runs.begun == ["a1"]
+        for name in ("a1", "b1", "a2", "b2", "a3", "a4"):
+            assert runs.begun[-1] == name
+            await runs.end(name)
+        assert runs.begun == ["a1", "b1", "a2", "b2", "a3", "a4"]
+
+    asyncio.run(work())
+
+
+def test_a_caller_that_leaves_gives_its_turn_up() -> None:
+    async def work() -> None:
+        runs = DryRuns(Bench(places=1, quotas=Quotas(queued_jobs=2)))
+        await runs.ask(A, "a1", "a2", "a3")
+        await runs.ask(B, "b1")
+        for name in ("a2", "b1", "a1"):
+            runs.tasks[name].cancel()
+        await settle()
+        assert runs.begun == ["a1", "a3"]
+        # They wait no more, and count no more.
+        await runs.ask(A, "a4", "a5")
+        await runs.end("a3")
+        assert runs.begun == ["a1", "a3", "a4"]
+
+    asyncio.run(work())
+
+
+def test_a_tenant_has_so_many_dry_runs_waiting() -> None:
+    async def work() -> None:
+        runs = DryRuns(Bench(places=1, quotas=Quotas(queued_jobs=2)))
+        await runs.ask(A, "a1", "a2", "a3", "a4")
+        with pytest.raises(QuotaExceeded, match="2 dry runs of this tenant wait") as caught:
+            await runs.tasks["a4"]
+        assert caught.value.metadata == {"quota": "tenant_queued_jobs", "limit": "2"}
+        # Those of one tenant are no other's.
+        await runs.ask(B, "b1", "b2")
+        assert not runs.tasks["b2"].done()
+        for name in ("a1", "b1"):
+            await runs.end(name)
+        await runs.ask(A, "a5")
+        assert not runs.tasks["a5"].done()
+
+    asyncio.run(work())
+
+
 def test_a_scheduler_that_stops_starts_nothing_and_waits_for_what_trains() -> None:
     async def work() -> None:
         bench = Bench(places=2)

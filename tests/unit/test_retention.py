@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from trainwire.v1 import dataset_pb2, model_pb2, training_pb2
 from trainwire_server.data.catalog import Catalog
-from trainwire_server.errors import StorageFull
+from trainwire_server.errors import QuotaExceeded, StorageFull
 from trainwire_server.identity import DEFAULT_TENANT
 from trainwire_server.jobs import houses
 from trainwire_server.jobs import job as jobs
@@ -146,8 +146,10 @@ class House:
         self.opened = houses.House(DEFAULT_TENANT, self.catalog, self.store)
         self.datasets = Datasets(self.store, self.catalog)
 
-    def retention(self, days: float = 0, max_bytes: int = 0) -> Retention:
-        return Retention(self.opened, self.datasets, days, max_bytes, Quotas())
+    def retention(
+        self, days: float = 0, max_bytes: int = 0, quotas: Quotas | None = None
+    ) -> Retention:
+        return Retention(self.opened, self.datasets, days, max_bytes, quotas or Quotas())
 
     async def add_dataset(self, name: str, used: float = NOW, size: int = 100 * KB) -> str:
         upload = self.catalog.begin_upload(size, "")
@@ -184,8 +186,14 @@ class House:
         await self.store.save(job, event, stored)
         return job
 
+    async def job(self, name: str) -> training_pb2.TrainingJob:
+        found = await self.store.job(f"jobs/{name}")
+        assert found is not None
+        return found
+
     async def used_bytes(self) -> int:
         """What counts against --max-data-bytes."""
+        self.catalog.measure()
         return self.catalog.stored_bytes() + await self.store.used_bytes()
 
     async def names(self) -> set[str]:
@@ -324,22 +332,65 @@ def test_folders_without_a_row_go_after_an_hour(tmp_path: Path) -> None:
     run(tmp_path, work)
 
 
-def test_room_is_made_for_an_upload_or_it_is_refused(tmp_path: Path) -> None:
+def test_what_is_announced_counts_and_deletes_nothing(tmp_path: Path) -> None:
+    async def work(house: House) -> None:
+        dataset = await house.add_dataset("d")
+        for name in ("1", "2"):
+            await house.add_job(name, dataset, NOW - 9)
+        limit = await house.used_bytes() + 10 * KB
+        retention = house.retention(max_bytes=limit)
+        everything = await house.names()
+        async with retention.room(300 * KB):
+            # All that may go is enough for one of them, and not for both.
+            with pytest.raises(StorageFull, match=f"--max-data-bytes {limit} allows"):
+                await retention.room(300 * KB).__aenter__()
+            # A sweep that comes meanwhile believes no announcement either.
+            await retention.sweep(NOW)
+            assert await house.names() == everything
+        async with retention.room(300 * KB):
+            pass
+        with pytest.raises(StorageFull, match=f"--max-data-bytes {limit} allows"):
+            await retention.room(limit).__aenter__()
+        assert await house.names() == everything
+
+    run(tmp_path, work)
+
+
+def test_room_is_made_for_what_has_come_or_it_is_refused(tmp_path: Path) -> None:
     async def work(house: House) -> None:
         dataset = await house.add_dataset("d")
         await house.add_job("1", dataset, NOW - 2)
         await house.add_job("2", dataset, NOW - 1)
         limit = await house.used_bytes() + 10 * KB
         retention = house.retention(max_bytes=limit)
-        async with retention.room(6 * KB):
-            assert "jobs/1" in await house.names()
-            # What is announced counts before it is there.
-            async with retention.room(6 * KB):
-                assert "jobs/1" not in await house.names()
+        everything = await house.names()
+        # For what others have announced nothing goes yet.
+        async with retention.room(150 * KB), retention.room(6 * KB):
+            await retention.make_room(6 * KB)
+            assert await house.names() == everything
+            await retention.make_room(150 * KB)
+            assert await house.names() == everything - {"jobs/1", "models/1"}
         # What cannot be made room for costs nothing.
         with pytest.raises(StorageFull, match=f"--max-data-bytes {limit} allows"):
-            await retention.room(limit).__aenter__()
+            await retention.make_room(limit)
         assert "jobs/2" in await house.names()
+
+    run(tmp_path, work)
+
+
+def test_what_counts_for_the_quota_is_looked_up_by_the_sweep(tmp_path: Path) -> None:
+    async def work(house: House) -> None:
+        dataset = await house.add_dataset("d")
+        limit = await house.used_bytes() + 100 * KB
+        retention = house.retention(quotas=Quotas(stored_bytes=limit))
+        # Nobody has told the server of these files, and a check does not look for them.
+        await house.add_job("j", dataset, NOW, size=200 * KB)
+        await retention.check_quota()
+        await retention.sweep(NOW)
+        with pytest.raises(QuotaExceeded, match="--tenant-stored-bytes"):
+            await retention.check_quota()
+        await remove_job_and_model(house.store, house.catalog, await house.job("j"))
+        await retention.check_quota()
 
     run(tmp_path, work)
 

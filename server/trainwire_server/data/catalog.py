@@ -30,6 +30,7 @@ from trainwire_server.data.durable import (
     refusing_when_full,
     sync_folder,
 )
+from trainwire_server.data.folder_sizes import FolderSizes, files_below
 from trainwire_server.errors import BrokenUpload
 
 
@@ -63,6 +64,8 @@ class Catalog:
         self._refuse_lost_database()
         shutil.rmtree(root / "uploads", ignore_errors=True)
         (root / "uploads").mkdir()
+        self._sizes = FolderSizes(root)
+        self.measure()
 
     def _refuse_lost_database(self) -> None:
         """An empty database would be a fresh start, after which all that lies here is nobody's."""
@@ -138,6 +141,7 @@ class Catalog:
         """Move the bundle a training process left to its place among the models."""
         with refusing_when_full("the model"):
             self._move(self._folder(job) / "bundle", model)
+        self._sizes.measure(job)
 
     def tidy(self, job: str) -> None:
         """Remove what a training process that did not end by itself was writing."""
@@ -147,10 +151,12 @@ class Catalog:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+        self._sizes.measure(job)
 
     def drop_checkpoints(self, job: str) -> None:
         """Remove the checkpoints of a job that has succeeded."""
         shutil.rmtree(self._folder(job) / FOLDER, ignore_errors=True)
+        self._sizes.measure(job)
 
     def _move(self, source: Path, name: str) -> None:
         target = self._entry(name)
@@ -162,6 +168,7 @@ class Catalog:
         refuse_links(target)
         sync_folder(target)
         sync_folder(target.parent)
+        self._sizes.measure(name)
 
     # -------------------------------------------------------------------- room and age
 
@@ -172,19 +179,25 @@ class Catalog:
         refuse_links(rubbish.parent, self._entry(name).parent)
         with contextlib.suppress(FileNotFoundError):
             self._entry(name).rename(rubbish)
+        self._sizes.measure(name)
         if rubbish.is_symlink():
             rubbish.unlink()
         shutil.rmtree(rubbish, ignore_errors=True)
 
     def stored_bytes(self) -> int:
-        """Bytes of datasets, jobs and models; files that are linked count once."""
-        files = (file for kind in _KINDS for file in _files(self.root / kind))
-        sizes = {(file.st_dev, file.st_ino): file.st_size for file in files}
-        return sum(sizes.values())
+        """Bytes of datasets, jobs and models, as they are known; see `measure`."""
+        return self._sizes.total
+
+    def measure(self) -> None:
+        """Look how many bytes there are: processes write, and people put things here.
+
+        What the server itself stores and removes is known without it.
+        """
+        self._sizes.measure_all(f"{kind}/{path.name}" for kind, path in self._folders())
 
     def removable_bytes(self, name: str) -> int:
         """Bytes that go when the folder of a resource goes: files linked elsewhere stay."""
-        files = _files(self._entry(name))
+        files = files_below(self._entry(name))
         return sum(file.st_size for file in files if file.st_nlink == 1)
 
     def mark_used(self, dataset: str, time: float) -> None:
@@ -208,16 +221,6 @@ class Catalog:
         for kind in _KINDS:
             for path in (self.root / kind).iterdir():
                 yield kind, path
-
-
-def _files(folder: Path) -> Iterator[os.stat_result]:
-    """All files below a folder that is no link; what vanishes meanwhile is left out."""
-    if folder.is_symlink():
-        return
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                yield os.lstat(os.path.join(parent, name))
 
 
 def _changed(path: Path) -> float:

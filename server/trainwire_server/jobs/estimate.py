@@ -160,6 +160,12 @@ class MemoryLimit:
         self._devices = devices
         self._memory_bytes = memory_bytes
 
+    def is_small(self, request: training_pb2.TrainingRequest, dataset: dataset_pb2.Dataset) -> bool:
+        """Whether `check` refuses it nowhere, and does not ask for the devices; see there."""
+        # Nowhere does it take more than on the CPU.
+        least = estimate(request, find_shape(request, dataset), ON_CPU).total
+        return least <= min(self._memory_bytes or _SMALL_BYTES, _SMALL_BYTES)
+
     async def check(
         self, request: training_pb2.TrainingRequest, dataset: dataset_pb2.Dataset
     ) -> None:
@@ -169,12 +175,9 @@ class MemoryLimit:
             request: an effective request (`contract.resolve`) that suits the dataset.
             dataset: the dataset's stored profile.
         """
-        shape = find_shape(request, dataset)
-        # Nowhere does it take more than on the CPU.
-        if estimate(request, shape, ON_CPU).total <= min(
-            self._memory_bytes or _SMALL_BYTES, _SMALL_BYTES
-        ):
+        if self.is_small(request, dataset):
             return
+        shape = find_shape(request, dataset)
         found = list((await self._devices.found()).devices)
         host, gpu = self._host(found), _largest_gpu(found)
         if gpu is None or request.resources.device == training_pb2.DEVICE_CPU:
@@ -187,20 +190,26 @@ class MemoryLimit:
         """Bytes that a dry run may allocate; 0 for as many as there are.
 
         Twice what training may: it computes two windows at a time, where training has one. On the
-        host it does as well what a GPU has memory of its own for.
+        host it does as well what a GPU has memory of its own for, which may be more than there is.
         """
         if not self._memory_bytes:
             return 0
-        gpu = _largest_gpu(list((await self._devices.found()).devices))
-        if gpu is None or request.resources.device == training_pb2.DEVICE_CPU:
-            return 2 * self._memory_bytes
-        return 2 * (self._memory_bytes + gpu.bytes)
+        found = list((await self._devices.found()).devices)
+        is_on_cpu = request.resources.device == training_pb2.DEVICE_CPU
+        gpu = None if is_on_cpu else _largest_gpu(found)
+        most = 2 * (self._memory_bytes + (gpu.bytes if gpu else 0))
+        return min(most, _machine_bytes(found) or most)
 
     def _host(self, found: list[system_pb2.DeviceInfo]) -> _Limit | None:
-        machine = next((each.memory_bytes for each in found if each.name == CPU), 0)
+        machine = _machine_bytes(found)
         if self._memory_bytes and not 0 < machine < self._memory_bytes:
             return _Limit(self._memory_bytes, "a training process may allocate (--job-memory-mb)")
         return _Limit(machine, "the server's machine has") if machine else None
+
+
+def _machine_bytes(found: list[system_pb2.DeviceInfo]) -> int:
+    """Memory of the host; 0 if that is not known."""
+    return next((each.memory_bytes for each in found if each.name == CPU), 0)
 
 
 def _largest_gpu(found: list[system_pb2.DeviceInfo]) -> _Limit | None:

@@ -13,6 +13,7 @@ import structlog
 from trainwire.v1 import model_pb2, training_pb2
 from trainwire_server.errors import NotFound, StorageFull
 from trainwire_server.execution.executor import Execution
+from trainwire_server.identity import DEFAULT_TENANT
 from trainwire_server.jobs import job as jobs
 from trainwire_server.jobs.feed import Feed
 from trainwire_server.jobs.log_lines import ending
@@ -51,6 +52,10 @@ class Ledger:
     Args:
         on_end: called when a job has ended.
         meters: told what happens to jobs.
+        tenant: whose they are.
+
+    Attributes:
+        log: for lines about jobs, with the tenant in them.
     """
 
     def __init__(
@@ -58,12 +63,13 @@ class Ledger:
         store: Store,
         on_end: Callable[[], None] = lambda: None,
         meters: Meters | None = None,
+        tenant: str = DEFAULT_TENANT,
     ) -> None:
+        self.log: structlog.stdlib.BoundLogger = structlog.get_logger().bind(tenant=tenant)
         self.meters = meters or Meters()
         self._store = store
         self._on_end = on_end
         self._active: dict[str, Active] = {}
-        self._log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
     def all_active(self) -> Iterable[Active]:
         """All jobs that have not ended."""
@@ -137,7 +143,7 @@ class Ledger:
             self.meters.epoch_ended(stamped.epoch.seconds)
         if jobs.is_terminal(stamped):
             del self._active[job.name]
-            self._log.info("job.ended", job=job.name, **ending(job))
+            self.log.info("job.ended", job=job.name, **ending(job))
             self.meters.job_ended(jobs.state_text(job))
             self._on_end()
         active.feed.publish(stamped)
@@ -169,8 +175,8 @@ class Ledger:
             try:
                 return await action()
             except StorageFull as error:
-                self._log.error("storage.full", problem=error.message, again_in=pause)
+                self.log.error("storage.full", problem=error.message, again_in=pause)
             except against as error:
-                self._log.error("job.end_not_stored", again_in=pause, exc_info=error)
+                self.log.error("job.end_not_stored", again_in=pause, exc_info=error)
             await asyncio.sleep(pause)
         raise AssertionError("the pauses have no end")

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
-
-import structlog
 
 from trainwire import contract
 from trainwire.v1 import training_pb2
-from trainwire_server.errors import JobNotFinished, ServerStopping
+from trainwire_server.errors import JobNotFinished
 from trainwire_server.execution.executor import Executor
 from trainwire_server.jobs import job as jobs
 from trainwire_server.jobs.datasets import Datasets
@@ -37,7 +35,6 @@ class Workshop:
         scheduler: gives them their places.
         limits: what training processes get.
         heartbeat: seconds that a watch may be silent.
-        planning: held by a dry run, which takes memory beside the jobs that have a place.
     """
 
     executor: Executor
@@ -45,7 +42,6 @@ class Workshop:
     scheduler: Scheduler
     limits: Limits
     heartbeat: float
-    planning: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class Manager:
@@ -80,12 +76,12 @@ class Manager:
             workshop.executor,
             workshop.devices,
             self._line,
-            workshop.planning,
             workshop.limits.threads,
             MemoryLimit(workshop.devices, workshop.limits.memory_bytes),
             self._enqueue,
+            ledger.log,
         )
-        self._log: structlog.stdlib.BoundLogger = structlog.get_logger()
+        self._log = ledger.log
 
     @property
     def queued_jobs(self) -> int:
@@ -162,10 +158,6 @@ class Manager:
             active.feed.end()
         self._runner.drain()
 
-    def _refuse_when_stopping(self) -> None:
-        if self._scheduler.is_stopping:
-            raise ServerStopping("the server is stopping; try again")
-
     # -------------------------------------------------------------------- submit
 
     async def submit(self, request: training_pb2.TrainingRequest) -> training_pb2.TrainingJob:
@@ -180,7 +172,7 @@ class Manager:
             QuotaExceeded: too many of this tenant do, or it stores too much.
             StorageFull: the disk is full.
         """
-        self._refuse_when_stopping()
+        self._scheduler.refuse_when_stopping()
         # A caller that leaves half way must not leave a stored job that nobody runs.
         job = await finish(self._submissions.submit(request))
         return await self.get(job.name)
@@ -194,7 +186,7 @@ class Manager:
             What `submit` raises; JobNotResumable: it is neither, or has no checkpoint.
             InvalidRequest: the changes are more than may change.
         """
-        self._refuse_when_stopping()
+        self._scheduler.refuse_when_stopping()
         job = await finish(self._submissions.resume(name, changes))
         return await self.get(job.name)
 
@@ -206,8 +198,9 @@ class Manager:
 
         Raises:
             What `submit` raises, but AlreadyExists; Untrainable: the job would fail.
+            QuotaExceeded: too many dry runs of this tenant wait.
         """
-        self._refuse_when_stopping()
+        self._scheduler.refuse_when_stopping()
         return await self._submissions.validate(request)
 
     # -------------------------------------------------------------------- delete

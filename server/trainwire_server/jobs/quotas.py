@@ -12,7 +12,7 @@ class Quotas:
     """What each tenant may have; 0 for as much as there is.
 
     Attributes:
-        queued_jobs: jobs that wait.
+        queued_jobs: jobs that wait, and as many dry runs.
         running_jobs: jobs that train at the same time; more wait.
         stored_bytes: bytes of its folder.
         watches: calls of WatchTraining and Train that are open.
@@ -34,6 +34,17 @@ class Quotas:
             raise QuotaExceeded(
                 f"{queued} jobs of this tenant wait, and --tenant-queued-jobs is {limit}; submit "
                 "again when some have started",
+                "tenant_queued_jobs",
+                limit,
+            )
+
+    def check_dry_runs(self, waiting: int) -> None:
+        """Raise QuotaExceeded if no dry run may wait beside those that do."""
+        limit = self.queued_jobs
+        if limit and waiting >= limit:
+            raise QuotaExceeded(
+                f"{waiting} dry runs of this tenant wait, and --tenant-queued-jobs is {limit}; try "
+                "again when some are done",
                 "tenant_queued_jobs",
                 limit,
             )

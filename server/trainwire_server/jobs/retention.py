@@ -191,6 +191,7 @@ class Retention:
             now: the time, in seconds since 1970.
         """
         async with self._sweeping:
+            await asyncio.to_thread(self._catalog.measure)
             await self._remove_leftovers(now)
             if self._retain_seconds or self._max_data_bytes:
                 excess = await self._excess(0)
@@ -198,19 +199,32 @@ class Retention:
 
     @asynccontextmanager
     async def room(self, size_bytes: int) -> AsyncIterator[None]:
-        """Room for so many bytes more, kept until they are stored.
+        """Room for so many bytes more, counted until they are stored; nothing is deleted for it.
 
         Raises:
             StorageFull: they would be more than --max-data-bytes, whatever may be deleted.
             QuotaExceeded: they would be more than the tenant may store.
         """
-        await self._make_room(size_bytes, time.time())
-        self._announced += size_bytes
+        async with self._sweeping:
+            await self.check_quota(size_bytes)
+            await self._choose_for(size_bytes, self._announced)
+            self._announced += size_bytes
         try:
             yield
         finally:
             self._announced -= size_bytes
             self.poke()
+
+    async def make_room(self, size_bytes: int) -> None:
+        """Delete what is older than so many bytes that are here, and about to be kept.
+
+        Not when they are announced: an announcement costs its sender nothing, and may be a lie.
+
+        Raises:
+            StorageFull: they are more than --max-data-bytes, whatever may be deleted.
+        """
+        async with self._sweeping:
+            await self._delete(await self._choose_for(size_bytes, 0))
 
     async def check_quota(self, more: int = 1) -> None:
         """Raise QuotaExceeded if the tenant may not store so many bytes more.
@@ -218,7 +232,7 @@ class Retention:
         Nobody knows what a job will store: it may begin while there is room for anything at all.
         """
         if self._quotas.stored_bytes:
-            self._quotas.check_stored(await self._used_bytes(), more)
+            self._quotas.check_stored(await self._used_bytes() + self._announced, more)
 
     async def largest_table(self) -> int:
         """Bytes that the table may take which is made of an upload; 0 for as many as there are.
@@ -228,7 +242,8 @@ class Retention:
         """
         limits = [self._max_data_bytes] if self._max_data_bytes else []
         if self._quotas.stored_bytes:
-            limits.append(max(self._quotas.stored_bytes - await self._used_bytes(), 1))
+            used = await self._used_bytes() + self._announced
+            limits.append(max(self._quotas.stored_bytes - used, 1))
         return min(limits, default=0)
 
     async def explain_full(self, most: int) -> None:
@@ -239,21 +254,25 @@ class Retention:
         if most and shutil.disk_usage(self._catalog.root).free > most:
             await self.check_quota(most + 1)
 
-    async def _make_room(self, size_bytes: int, now: float) -> None:
-        async with self._sweeping:
-            await self.check_quota(size_bytes)
-            excess = await self._excess(size_bytes)
-            if excess <= 0:
-                return
-            chosen = await self._choose(now, excess)
-            lacking = excess - sum(deletion.size for deletion in chosen)
-            if lacking > 0:
-                raise StorageFull(
-                    f"{size_bytes} bytes more would be {lacking} more than --max-data-bytes "
-                    f"{self._max_data_bytes} allows, and nothing else that is stored may be "
-                    "deleted; delete jobs, models or datasets that are no longer needed"
-                )
-            await self._delete(chosen)
+    async def _choose_for(self, size_bytes: int, others: int) -> Sequence[Deletion]:
+        """What would go for so many bytes more.
+
+        Args:
+            others: bytes of uploads under way, for which something has to go as well.
+
+        Raises:
+            StorageFull: all that may go is not enough.
+        """
+        excess = await self._excess(size_bytes + others)
+        chosen = await self._choose(time.time(), excess) if excess > 0 else []
+        lacking = excess - sum(deletion.size for deletion in chosen)
+        if lacking > 0:
+            raise StorageFull(
+                f"{size_bytes} bytes more would be {lacking} more than --max-data-bytes "
+                f"{self._max_data_bytes} allows, and nothing else that is stored may be "
+                "deleted; delete jobs, models or datasets that are no longer needed"
+            )
+        return chosen
 
     async def _excess(self, more: int) -> int:
         """Bytes by which the folder would be too large with so many more."""
@@ -262,9 +281,7 @@ class Retention:
         return await self._used_bytes() + more - self._max_data_bytes
 
     async def _used_bytes(self) -> int:
-        """What is stored, and what will be of uploads under way."""
-        files = await asyncio.to_thread(self._catalog.stored_bytes)
-        return files + await self._store.used_bytes() + self._announced
+        return self._catalog.stored_bytes() + await self._store.used_bytes()
 
     async def _choose(self, now: float, excess: int) -> list[Deletion]:
         oldest = now - self._retain_seconds if self._retain_seconds else float("-inf")

@@ -68,7 +68,7 @@ class Runner:
 
         Returns when the process is gone: its place is free then, not before.
         """
-        log = structlog.get_logger().bind(job=active.job.name)
+        log = self._ledger.log.bind(job=active.job.name)
         if not await self._ledger.insist(lambda: self._begin(active)):
             return
         attempt = active.job.attempt

@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from trainwire.v1 import training_pb2
-from trainwire_server.errors import QueueFull
+from trainwire_server.errors import QueueFull, ServerStopping
 from trainwire_server.jobs.devices import Devices
 from trainwire_server.jobs.queue import JobKey, Lease, Queue, Slots
 from trainwire_server.jobs.quotas import Quotas
+from trainwire_server.jobs.turns import Turns
 
 Start = Callable[[str, Lease], Coroutine[Any, Any, None]]
 """Called with the name of a job that has got a place; what it returns ends when that is free."""
@@ -36,6 +37,7 @@ class Scheduler:
         self._starts: dict[str, Start] = {}
         self._coming: Counter[str] = Counter()
         self._running: dict[JobKey, asyncio.Task[None]] = {}
+        self._dry_run = asyncio.Lock()
 
     def line(self, tenant: str, start: Start) -> Line:
         """What a tenant has to do with it.
@@ -44,7 +46,7 @@ class Scheduler:
             start: starts a job of this tenant in its place.
         """
         self._starts[tenant] = start
-        return Line(self, self._queue, tenant)
+        return Line(self, self._queue, tenant, Turns(self._dry_run, self._quotas))
 
     async def learn_devices(self, devices: Devices) -> None:
         """Wait until it is known what there is to train on, and give it away."""
@@ -81,17 +83,20 @@ class Scheduler:
 
     def pump(self) -> None:
         """Start waiting jobs while there are places for them."""
+        running = Counter(key.tenant for key in self._running)
+
+        def may_start(tenant: str) -> bool:
+            return self._quotas.may_run(running[tenant])
+
         while not self.is_stopping:
-            started = self._queue.start_next(self._slots, self._may_start)
+            started = self._queue.start_next(self._slots, may_start)
             if started is None:
                 return
             key, lease = started
             # Called here, not in the task: by then the job may have ended, and be nobody's.
             work = self._starts[key.tenant](key.name, lease)
             self._running[key] = asyncio.create_task(self._run(key, work, lease))
-
-    def _may_start(self, tenant: str) -> bool:
-        return self._quotas.may_run(len(self.running(tenant)))
+            running[key.tenant] += 1
 
     async def _run(self, key: JobKey, work: Coroutine[Any, Any, None], lease: Lease) -> None:
         try:
@@ -105,6 +110,11 @@ class Scheduler:
         """Start no more jobs."""
         self.is_stopping = True
 
+    def refuse_when_stopping(self) -> None:
+        """Raise ServerStopping once no more jobs are started."""
+        if self.is_stopping:
+            raise ServerStopping("the server is stopping; try again")
+
     async def drain(self, grace: float) -> None:
         """Wait until no job has a place; what is not done after so many seconds is ended."""
         tasks = list(self._running.values())
@@ -116,9 +126,14 @@ class Scheduler:
 
 
 class Line:
-    """The jobs of one tenant in the line of all. Places in it are counted over all tenants."""
+    """The jobs of one tenant in the line of all. Places in it are counted over all tenants.
 
-    def __init__(self, scheduler: Scheduler, queue: Queue, tenant: str) -> None:
+    Attributes:
+        dry_runs: the tenant's dry runs, which have a line of their own.
+    """
+
+    def __init__(self, scheduler: Scheduler, queue: Queue, tenant: str, dry_runs: Turns) -> None:
+        self.dry_runs = dry_runs
         self._scheduler = scheduler
         self._queue = queue
         self._tenant = tenant

@@ -22,6 +22,7 @@ from trainwire_server.errors import (
     InvalidRequest,
     JobNotResumable,
     NotFound,
+    RequestError,
 )
 from trainwire_server.execution.executor import Executor
 from trainwire_server.identity import call_fields
@@ -43,10 +44,10 @@ class Submissions:
 
     Args:
         line: where the jobs will wait.
-        planning: held by a dry run, of whichever tenant.
         threads: threads a dry run computes with.
         memory: what a training may have.
         enqueue: called with a job as soon as it is stored.
+        log: for lines about jobs.
     """
 
     def __init__(
@@ -58,10 +59,10 @@ class Submissions:
         executor: Executor,
         devices: Devices,
         line: Line,
-        planning: asyncio.Lock,
         threads: int,
         memory: MemoryLimit,
         enqueue: Callable[[training_pb2.TrainingJob], None],
+        log: structlog.stdlib.BoundLogger,
     ) -> None:
         self._store = store
         self._catalog = catalog
@@ -70,19 +71,16 @@ class Submissions:
         self._devices = devices
         self._retention = retention
         self._line = line
-        self._planning = planning
         self._threads = threads
         self._memory = memory
         self._enqueue = enqueue
-        self._log: structlog.stdlib.BoundLogger = structlog.get_logger()
+        self._log = log
 
     # -------------------------------------------------------------------- submit
 
     async def submit(self, request: training_pb2.TrainingRequest) -> training_pb2.TrainingJob:
         """A new job, stored and queued; the same request_id, the same job."""
-        if request.resources.device == training_pb2.DEVICE_CUDA:
-            # Outside the lock: the probe may take a while, and other submits need not wait for it.
-            await self._devices.names()
+        await self._learn_devices(request)
         # One at a time, so that two calls with one request_id cannot both find it new, and that no
         # dataset goes between its check and the job that refers to it.
         async with self._datasets.lock:
@@ -92,6 +90,24 @@ class Submissions:
             dataset = await self._check(request)
             job = jobs.new_job(request, dataset, jobs.now())
             return await self._create(job, request)
+
+    async def _learn_devices(self, request: training_pb2.TrainingRequest) -> None:
+        """Wait until it is known what there is to train on, if the check of a request asks.
+
+        Outside the lock: the probe may take a while, and other submits need not wait for it.
+        """
+        if self._devices.known:
+            return
+        wants_gpu = request.resources.device == training_pb2.DEVICE_CUDA
+        if wants_gpu or not await self._is_small(request):
+            await self._devices.names()
+
+    async def _is_small(self, request: training_pb2.TrainingRequest) -> bool:
+        dataset = await self._store.dataset(request.dataset)
+        effective = contract.resolve(request)
+        if dataset is None or suitability.check(effective, dataset):
+            return True  # refused for that, whatever there is to train on
+        return self._memory.is_small(effective, dataset)
 
     async def _submitted_before(
         self, request: training_pb2.TrainingRequest, resumed_from: str
@@ -159,21 +175,30 @@ class Submissions:
         self, name: str, changes: training_pb2.TrainingRequest
     ) -> training_pb2.TrainingJob:
         """A new job that goes on from the last checkpoint of a cancelled or failed one."""
+        first = await self._store.submitted(name)
+        if first is not None:
+            # What may change makes it no larger.
+            await self._learn_devices(first[0])
         async with self._datasets.lock:
-            old = await self._store.submitted(name)
-            if old is None:
-                return await self._resumed_before(name, changes)
-            submitted, ended = old
-            request = _continued(submitted, changes)
-            before = await self._submitted_before(request, resumed_from=name)
-            if before is not None:
-                return before
-            if ended.state not in _RESUMABLE:
-                state = training_pb2.JobState.Name(ended.state)
-                raise JobNotResumable(f"{name} is {state}; only cancelled and failed jobs go on")
-            dataset = await self._check(request)
-            job = jobs.new_job(request, dataset, jobs.now())
-            return await self._create_resumed(job, request, ended)
+            return await self._resume(name, changes)
+
+    async def _resume(
+        self, name: str, changes: training_pb2.TrainingRequest
+    ) -> training_pb2.TrainingJob:
+        old = await self._store.submitted(name)
+        if old is None:
+            return await self._resumed_before(name, changes)
+        submitted, ended = old
+        request = _continued(submitted, changes)
+        before = await self._submitted_before(request, resumed_from=name)
+        if before is not None:
+            return before
+        if ended.state not in _RESUMABLE:
+            state = training_pb2.JobState.Name(ended.state)
+            raise JobNotResumable(f"{name} is {state}; only cancelled and failed jobs go on")
+        dataset = await self._check(request)
+        job = jobs.new_job(request, dataset, jobs.now())
+        return await self._create_resumed(job, request, ended)
 
     async def _resumed_before(
         self, name: str, changes: training_pb2.TrainingRequest
@@ -213,12 +238,23 @@ class Submissions:
             job, _ = jobs.apply(job, event, job.create_time)
         for name in ("name", "state", "create_time", "update_time", "last_sequence"):
             cast("Message", job).ClearField(name)
-        # One at a time: a dry run takes memory beside the jobs that have a place.
-        async with self._planning:
-            table = self._catalog.table(job.request.dataset)
-            memory = await self._memory.of_dry_run(job.request)
-            await dry_run.plan(self._executor, job, table, self._threads, memory)
+        async with self._line.dry_runs.turn():
+            await self._plan(job)
         return job
+
+    async def _plan(self, job: training_pb2.TrainingJob) -> None:
+        """Have a child process fill in the plan, if the dataset is still there.
+
+        Others may delete it while the dry run waits, and until its process has it open.
+        """
+        await self._dataset(job.request.dataset)
+        memory = await self._memory.of_dry_run(job.request)
+        table = self._catalog.table(job.request.dataset)
+        try:
+            await dry_run.plan(self._executor, job, table, self._threads, memory)
+        except RequestError:
+            await self._dataset(job.request.dataset)
+            raise
 
 
 def _check_suitability(request: training_pb2.TrainingRequest, dataset: dataset_pb2.Dataset) -> None:

@@ -50,7 +50,7 @@ class Tenant:
         self.retention = Retention(
             house, self.datasets, rules.retain_days, rules.max_data_bytes, rules.quotas
         )
-        self.ledger = Ledger(house.store, self.retention.poke, meters)
+        self.ledger = Ledger(house.store, self.retention.poke, meters, house.tenant)
         self.manager = Manager(house, self.datasets, self.retention, self.ledger, workshop)
         self._quotas = rules.quotas
         self._watches = 0
@@ -106,6 +106,7 @@ class Tenants:
 
         Raises:
             StorageFull: there is no room for it.
+            ServerStopping: the server is stopping, and has not opened it yet.
         """
         name = tenant_of_caller()
         tenant = self._tenants.get(name)
@@ -117,6 +118,7 @@ class Tenants:
     async def _open(self, name: str) -> Tenant:
         async with self._opening:
             if name not in self._tenants:
+                self._workshop.scheduler.refuse_when_stopping()
                 await self._take_in(name)
             return self._tenants[name]
 
@@ -171,11 +173,18 @@ class Tenants:
         What is not done after so many seconds is ended. All of it is found by the next `recover`.
         """
         self._workshop.scheduler.stop()
+        self._stop()
+        # One that is being opened is not among them yet; the next one is refused.
+        async with self._opening:
+            self._stop()
+        await self._workshop.scheduler.drain(grace)
+
+    def _stop(self) -> None:
+        """End what goes on with those that are open; a second time changes nothing."""
         for task in list(self._background):
             task.cancel()
         for tenant in self:
             tenant.manager.stop()
-        await self._workshop.scheduler.drain(grace)
 
     @property
     def running_jobs(self) -> int:

@@ -25,7 +25,6 @@ from trainwire_server.execution.answers import ask
 from trainwire_server.execution.executor import Executor, Ingest
 from trainwire_server.identity import call_fields
 from trainwire_server.jobs import job as jobs
-from trainwire_server.jobs.datasets import Datasets
 from trainwire_server.jobs.tenants import Tenant, Tenants
 from trainwire_server.meters import Meters
 from trainwire_server.service.pages import page_bounds, page_token
@@ -86,7 +85,7 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
             async with self._parsing:
                 dataset = await self._ingest(tenant, upload, header.format)
                 _complete(dataset, name, header)
-                stored = await _keep(tenant.datasets, upload, dataset)
+                stored = await _keep(tenant, upload, dataset)
         finally:
             await asyncio.shield(asyncio.to_thread(upload.discard))
         about = {"rows": dataset.row_count, **call_fields()}
@@ -147,15 +146,24 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
 
 
 async def _keep(
-    datasets: Datasets, upload: Upload, dataset: dataset_pb2.Dataset
+    tenant: Tenant, upload: Upload, dataset: dataset_pb2.Dataset
 ) -> dataset_pb2.Dataset:
     """Take the upload in; done before it is discarded, even if the caller leaves."""
-    keeping = asyncio.create_task(datasets.keep(upload, dataset))
+    keeping = asyncio.create_task(_make_room_and_keep(tenant, upload, dataset))
     try:
         return await asyncio.shield(keeping)
     except asyncio.CancelledError:
         await asyncio.wait([keeping])
         raise
+
+
+async def _make_room_and_keep(
+    tenant: Tenant, upload: Upload, dataset: dataset_pb2.Dataset
+) -> dataset_pb2.Dataset:
+    # The same bytes may have been kept meanwhile, and need no room a second time.
+    if await tenant.store.dataset(dataset.name) is None:
+        await tenant.retention.make_room(dataset.size_bytes)
+    return await tenant.datasets.keep(upload, dataset)
 
 
 class _Arriving:

@@ -81,9 +81,8 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
             self._meters.upload_received(header.size_bytes)
             about = {"bytes": header.size_bytes, **call_fields()}
             structlog.get_logger().info("dataset.received", dataset=name, **about)
-            # One at a time, until it is kept: each may take all the memory that parsing is allowed,
-            # and all the room that is left for its table.
-            async with self._parsing:
+            # One of a tenant at a time until it is kept: each may take all the room that is left.
+            async with tenant.datasets.making:
                 dataset = await self._ingest(tenant, upload, header.format)
                 _complete(dataset, name, header)
                 stored = await _keep(tenant.datasets, upload, dataset)
@@ -96,12 +95,14 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
     async def _ingest(
         self, tenant: Tenant, upload: Upload, data_format: int
     ) -> dataset_pb2.Dataset:
-        most = await tenant.retention.largest_table()
-        try:
-            return await self._parse(upload, data_format, most)
-        except StorageFull:
-            await tenant.retention.explain_full(most)
-            raise
+        # One of all tenants at a time: each may take all the memory that parsing is allowed.
+        async with self._parsing:
+            most = await tenant.retention.largest_table()
+            try:
+                return await self._parse(upload, data_format, most)
+            except StorageFull:
+                await tenant.retention.explain_full(most)
+                raise
 
     async def _parse(self, upload: Upload, data_format: int, most: int) -> dataset_pb2.Dataset:
         """Have a child process parse the bytes: whatever they do to it, the server goes on."""

@@ -6,6 +6,7 @@ The wire is imported where it is used: tests/gpu run where only torch and the li
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import re
@@ -202,11 +203,12 @@ class Server:
 
 
 def _children_of(pid: int) -> list[int]:
-    try:
-        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    except FileNotFoundError:
-        return []
-    return [int(child) for child in text.split()]
+    """Those of all its threads: each may have started some."""
+    found: list[int] = []
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found += map(int, children.read_text().split())
+    return found
 
 
 def _name_of(pid: int) -> str:

@@ -42,6 +42,7 @@ from trainwire_server.service.health import HEALTH_SERVICE, Health
 from trainwire_server.service.model import ModelService
 from trainwire_server.service.system import SystemService
 from trainwire_server.service.training import TrainingService
+from trainwire_server.service.transfers import Transfers
 from trainwire_server.service.transport import Certificates, TransportError
 from trainwire_server.settings import Settings
 from trainwire_server.tokens import TokenFileError
@@ -172,13 +173,15 @@ async def _serve(
     if metrics is not None:
         _serve_metrics(metrics, tenants, devices, settings.data_dir)
     memory = settings.ingest_memory_mb * _MIB
+    uploads = Transfers("upload", settings.max_transfers, settings.upload_idle_seconds)
+    downloads = Transfers("download", settings.max_transfers, settings.download_idle_seconds)
     health_servicer = Health()
     await health_servicer.serve("", *_SERVICES)
     _add_services(
         server,
         TrainingService(tenants),
-        DatasetService(tenants, executor, memory, settings.upload_idle_seconds, meters),
-        ModelService(tenants),
+        DatasetService(tenants, executor, memory, uploads, meters),
+        ModelService(tenants, downloads),
         SystemService(tenants, devices, executor.name, settings),
         health_servicer,
     )
@@ -233,6 +236,7 @@ def _quotas(settings: Settings) -> Quotas:
         running_jobs=settings.tenant_running_jobs,
         stored_bytes=settings.tenant_stored_bytes,
         watches=settings.tenant_watches,
+        transfers=settings.tenant_transfers,
     )
 
 

@@ -39,7 +39,11 @@ class Settings:
         tenant_stored_bytes: bytes that one tenant may store before it is refused more; 0 for as
             many as there are.
         tenant_watches: watches that one tenant may have open; 0 for any number.
-        upload_idle_seconds: seconds after which an upload ends of which nothing comes.
+        tenant_transfers: uploads and downloads that one tenant may have open; 0 likewise.
+        max_transfers: uploads that may be under way at the same time, and as many downloads; more
+            wait.
+        upload_idle_seconds: seconds after which an upload ends of which next to nothing comes.
+        download_idle_seconds: seconds after which a download ends that its caller hardly reads.
         job_memory_mb: MiB that a training process may allocate; 0 for as much as there is.
         lease: seconds that a training process may be silent before it is replaced.
         heartbeat: seconds of silence after which a watch is sent a sign of life.
@@ -69,7 +73,10 @@ class Settings:
     tenant_running_jobs: int
     tenant_stored_bytes: int
     tenant_watches: int
+    tenant_transfers: int
+    max_transfers: int
     upload_idle_seconds: float
+    download_idle_seconds: float
     max_attempts: int
     job_memory_mb: int
     lease: float
@@ -122,7 +129,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--tenant-running-jobs", type=_limit, default=0, help="of one tenant; 0: no limit")
     add("--tenant-stored-bytes", type=_limit, default=0, help="of one tenant; 0: no limit")
     add("--tenant-watches", type=_limit, default=0, help="open, of one tenant; 0: no limit")
+    add("--tenant-transfers", type=_limit, default=0, help="uploads, downloads; 0: no limit")
+    add("--max-transfers", type=_count, default=32, help="uploads at a time, and as many downloads")
     add("--upload-idle-seconds", type=_positive, default=60.0, help="an upload may be silent")
+    add("--download-idle-seconds", type=_positive, default=60.0, help="a download may be unread")
     add("--max-attempts", type=_count, default=3, help="processes lost in a row before a job fails")
     add("--job-memory-mb", type=_limit, default=0, help="MiB a job may allocate; 0: no limit")
     add("--lease", type=_positive, default=30.0, help="seconds a job's process may be silent")

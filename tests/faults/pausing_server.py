@@ -52,6 +52,7 @@ def patch_server() -> None:
 
     LocalExecutor.start = pause  # type: ignore[method-assign]
     Catalog.keep_bundle = pausing("keeping", Catalog.keep_bundle)  # type: ignore[method-assign]
+    Catalog.keep_upload = pausing("storing", Catalog.keep_upload)  # type: ignore[method-assign]
 
 
 def patch_worker() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import resource
 import select
 import signal
 import time
@@ -109,3 +111,51 @@ def test_a_process_that_is_killed_while_it_waits_costs_no_attempt(
     left = os.pidfd_open(wait_for_idle(server))
     assert server.stop() == 0
     assert has_ended(left)
+
+
+def handles_of(pid: int) -> set[int]:
+    """The numbers of the files that a process has open."""
+    return {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+
+
+def leave_free(pid: int, count: int) -> None:
+    """Let a process open so many files more."""
+    _, most = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    taken = handles_of(pid)
+    free = (number for number in itertools.count() if number not in taken)
+    limit = next(itertools.islice(free, count, None))
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, most))
+
+
+def test_a_shortage_of_handles_is_waited_out_and_costs_no_attempt(
+    start_server: StartServer, columns: Callable[..., Any], small: RequestFor
+) -> None:
+    server = start_server("--max-attempts", "1")
+    pid = server.process.pid
+    with server.client() as client:
+        dataset = client.upload(columns()).name
+        idle = wait_for_idle(server)
+        waiting, limits = os.pidfd_open(idle), resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        before = handles_of(pid)
+        leave_free(pid, 0)
+        os.kill(idle, signal.SIGKILL)
+        assert has_ended(waiting)
+        job = client.submit(small(dataset))
+        # At the pair of sockets, at the fork server's own, at its pipes.
+        for tries, free in enumerate((2, 3, 5), start=1):
+            wait_for_refusals(server, tries)
+            leave_free(pid, free)
+        wait_for_refusals(server, 4)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+        ended = client.wait(job)
+        assert (ended.state, ended.attempt) == (training_pb2.JOB_STATE_SUCCEEDED, 1)
+        wait_for_idle(server)
+        assert len(handles_of(pid)) <= len(before)
+
+
+def wait_for_refusals(server: Any, count: int) -> None:
+    """Wait until a process could not be started so often, each time for want of handles."""
+    event = "job.not_started"
+    server.wait_for_log(event, lambda _: sum(r["event"] == event for r in server.records) >= count)
+    problems = [record["problem"] for record in server.records if record["event"] == event]
+    assert all("Too many open files" in problem for problem in problems)

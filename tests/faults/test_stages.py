@@ -21,6 +21,7 @@ import pytest
 import safetensors.numpy
 from tests.conftest import FAULTS, Server
 from tests.faults.conftest import IS_FULL
+from tests.service.test_tenants import Guarded, make_tokens
 
 from trainwire.v1 import training_pb2
 from trainwire_client import FailedPreconditionError, NotFoundError, TrainingClient
@@ -63,11 +64,14 @@ class Pause:
         """Wait until somebody is there; its process id."""
         return int(self.pipes[0].read_text())
 
+    def let_others_pass(self) -> None:
+        """Let nobody pause here again."""
+        self.pipes[0].unlink(missing_ok=True)
+
     def release(self) -> None:
         """Let it go on, and nobody pause here again."""
-        reached, go = self.pipes
-        reached.unlink()
-        go.write_text("")
+        self.let_others_pass()
+        self.pipes[1].write_text("")
 
 
 @contextmanager
@@ -87,14 +91,19 @@ def pauses(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("pauses")
 
 
+def program(pauses: Path) -> dict[str, Any]:
+    """What makes a server one that pauses."""
+    path = str(Path(__file__).with_name("pausing_server.py"))
+    return {"program": (path,), "environment": {"TRAINWIRE_PAUSES": str(pauses)}}
+
+
 @pytest.fixture(scope="module")
 def pausing(pauses: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A server that can be made to pause; a second is what a cancelled training gets to end."""
     running = Server(
         tmp_path_factory.mktemp("pausing"),
         *("--grace", "1"),
-        program=(str(Path(__file__).with_name("pausing_server.py")),),
-        environment={"TRAINWIRE_PAUSES": str(pauses)},
+        **program(pauses),
     )
     yield running
     assert running.stop() == 0
@@ -417,3 +426,31 @@ def delete_when_ended(client: TrainingClient, job: training_pb2.TrainingJob) -> 
     except FailedPreconditionError:
         assert list(client.watch(job))
         client.delete(job)
+
+
+# ------------------------------------------------------------------------ uploads
+
+
+def test_an_upload_that_is_being_stored_holds_up_no_other_tenant(
+    start_server: Callable[..., Server], columns: Callable[..., Any], tmp_path: Path
+) -> None:
+    """It holds its tenant's datasets meanwhile, for as long as the disk takes."""
+    flag = f"--token-file={make_tokens(tmp_path, 'alpha', 'beta')}"
+    server = start_server(flag, secure=False, **program(tmp_path))
+    guarded = Guarded(server, tmp_path)
+    with (
+        guarded.client("alpha") as alpha,
+        guarded.client("beta") as beta,
+        pause_at(tmp_path, "storing", 0) as pause,
+        ThreadPoolExecutor() as threads,
+    ):
+        held = threads.submit(alpha.upload, columns())
+        pause.wait()
+        pause.let_others_pass()
+        try:
+            other = threads.submit(beta.upload, columns())
+            assert other.result(30).row_count == 400
+            assert not held.done()
+        finally:
+            pause.release()
+        assert held.result(30).name == other.result().name

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -672,9 +674,9 @@ def test_bytes_that_are_announced_count_until_the_upload_ends(
         until(lambda: refusal(second).reason == "BROKEN_UPLOAD")
 
 
-def header_of(size_bytes: int) -> bytes:
+def header_of(size_bytes: int, sha256: str = "0" * 64) -> bytes:
     header = dataset_pb2.DatasetHeader(
-        format=dataset_pb2.DATASET_FORMAT_CSV, size_bytes=size_bytes, sha256="0" * 64
+        format=dataset_pb2.DATASET_FORMAT_CSV, size_bytes=size_bytes, sha256=sha256
     )
     return dataset_pb2.UploadDatasetRequest(header=header).SerializeToString()
 
@@ -690,6 +692,68 @@ def test_an_upload_of_which_nothing_comes_ends(limited: Guarded, refusal: Refusa
             assert is_over(refused, "upload_idle_seconds", "1.5", "idle")
         assert time.monotonic() - started < 10
         assert list((limited.house("idle") / "uploads").iterdir()) == []
+
+
+def test_an_upload_that_drips_ends_and_a_slow_one_does_not(
+    limited: Guarded, refusal: Refusal
+) -> None:
+    path, metadata = path_of("DatasetService.UploadDataset"), bearer(limited.token("idle"))
+    with limited.channel() as channel:
+        ended = threading.Event()
+        dripping = invoke(channel, path, metadata, paced(bytes(10_000), 1, 0.2, ended))
+        dripping.add_done_callback(lambda _: ended.set())
+        assert is_over(refusal(partial(list, dripping)), "upload_idle_seconds", "1.5", "idle")
+        # Longer than the others may be silent, and 64 KiB at a time.
+        data = b"a\n" + b"1.2345678901234\n" * 2**14
+        slow = invoke(channel, path, metadata, paced(data, 2**16, 0.5, threading.Event()))
+        assert dataset_pb2.Dataset.FromString(next(slow)).row_count == 2**14
+
+
+def paced(data: bytes, size: int, seconds: float, ended: threading.Event) -> Iterator[bytes]:
+    """The messages of an upload of CSV, so many bytes at a time with a pause between them."""
+    yield header_of(len(data), hashlib.sha256(data).hexdigest())
+    for start in range(0, len(data), size):
+        chunk = dataset_pb2.DatasetChunk(data=data[start : start + size])
+        yield dataset_pb2.UploadDatasetRequest(chunk=chunk).SerializeToString()
+        if ended.wait(seconds):
+            return
+
+
+def test_a_tenant_has_so_many_uploads_and_downloads_open(
+    start_server: Callable[..., Server], tmp_path: Path, refusal: Refusal
+) -> None:
+    tokens = make_tokens(tmp_path, "alpha", "beta")
+    flags = (f"--token-file={tokens}", "--tenant-transfers=2")
+    guarded = Guarded(start_server(*flags, secure=False), tmp_path)
+    upload, download = (
+        path_of("DatasetService.UploadDataset"),
+        path_of("ModelService.DownloadModel"),
+    )
+    metadata = bearer(guarded.token("alpha"))
+    with guarded.client("alpha") as alpha, guarded.channel() as channel:
+        job = alpha.wait(alpha.submit(small_request(alpha.upload(make_columns()).name, epochs=1)))
+        enlarge(guarded.house("alpha") / job.model)
+        request = model_pb2.DownloadModelRequest(name=job.model).SerializeToString()
+        first = open_stream(channel, upload, metadata, header_of(100))
+        uploads = guarded.house("alpha") / "uploads"
+        until(lambda: bool(list(uploads.iterdir())))
+        second = invoke(channel, download, metadata, [request])
+        assert next(second)
+        for path, message in ((upload, header_of(100)), (download, request)):
+            refused = refusal(partial(list, invoke(channel, path, metadata, [message])))
+            assert is_over(refused, "tenant_transfers", "2", "alpha")
+        # Watches are counted by themselves, and every tenant's by themselves.
+        assert list(alpha.watch(job))
+        with guarded.client("beta") as beta:
+            assert beta.upload(make_columns()).row_count == 400
+        first.cancel()
+        until(lambda: opens(channel, download, metadata, request))
+        second.cancel()
+
+
+def enlarge(model: Path, size: int = 2**24) -> None:
+    """Give a model a file that does not fit between a caller that does not read and the server."""
+    os.truncate(model / "model.safetensors", size)
 
 
 def silence(other: Any) -> Iterator[bytes]:

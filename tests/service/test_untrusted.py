@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import contextlib
 import gzip
 import hashlib
 import io
 import os
 import re
+import resource
 import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,8 @@ import pyarrow.parquet as pq
 import pytest
 from google.protobuf import message_factory
 from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 from tests.conftest import FAULTS, SECURE, Server, make_columns, small_request
 from tests.faults.test_storage import used_bytes
 from tests.service.test_security import until
@@ -36,6 +41,7 @@ from trainwire.v1 import (
     dataset_pb2,
     dataset_pb2_grpc,
     model_pb2,
+    model_pb2_grpc,
     options_pb2,
     system_pb2,
     training_pb2,
@@ -52,6 +58,8 @@ MEBIBYTE = 2**20
 INGEST_MEBIBYTES, JOB_MEBIBYTES, STORED_BYTES = 64, 512, 30_000_000
 GROWTH_BYTES = 64 * MEBIBYTE
 """What the server may hold after any one attack, beyond what it held before."""
+PLACES = 32
+"""Uploads that may be under way at the same time, and downloads, if nothing else is said."""
 ROOT = Path(__file__).parents[2]
 ARROW = dataset_pb2.DATASET_FORMAT_ARROW
 PARQUET = dataset_pb2.DATASET_FORMAT_PARQUET
@@ -585,6 +593,168 @@ def test_thousands_of_idle_streams(attacked: Server) -> None:
     assert max(waves) - before < 150 * MEBIBYTE
     # What streams took that have gone is there for those that come.
     assert waves[2] - waves[0] < 15 * MEBIBYTE
+
+
+async def ends_of(calls: Sequence[Any]) -> Counter[str]:
+    """What calls come to, when they have all ended: OK, or the quota they were refused for."""
+    return Counter([await end_of(call) for call in calls])
+
+
+async def end_of(call: Any) -> str:
+    if await call.code() is grpc.StatusCode.OK:
+        return "OK"
+    status: Any = await rpc_status.aio.from_call(call)
+    info = error_details_pb2.ErrorInfo()
+    assert status.details[0].Unpack(info)
+    assert info.reason == "QUOTA_EXCEEDED"
+    return str(info.metadata["quota"])
+
+
+async def begin_upload(channel: grpc.aio.Channel, number: int) -> Any:
+    """An upload of which a header and a byte have come."""
+    stub: Any = dataset_pb2_grpc.DatasetServiceStub(channel)
+    call = stub.UploadDataset()
+    await call.wait_for_connection()
+    header = dataset_pb2.DatasetHeader(format=CSV, size_bytes=10, sha256=f"{number:064x}")
+    chunk = dataset_pb2.DatasetChunk(data=b"a")
+    for part in ({"header": header}, {"chunk": chunk}):
+        await call.write(dataset_pb2.UploadDatasetRequest(**part))
+    return call
+
+
+@pytest.mark.skipif(SECURE, reason="the same code behind TLS, and a channel of its own")
+def test_a_thousand_uploads_of_a_byte_take_few_handles_and_end(
+    start_server: Callable[..., Server],
+) -> None:
+    """More than there are handles; some are under way, and the others wait for their places."""
+    server = start_server("--upload-idle-seconds=10", "--grace=2")
+    pid = server.process.pid
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (1024, 1024))
+
+    async def attack(client: Any, dataset: str) -> Counter[str]:
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            calls = await asyncio.gather(*(begin_upload(channel, n) for n in range(1_050)))
+            uploads = server.data_dir / "uploads"
+            await asyncio.to_thread(until, lambda: len(list(uploads.iterdir())) == PLACES)
+            grown = [now - then for now, then in zip(handles_and_threads(pid), before, strict=True)]
+            assert max(grown) < 2 * PLACES
+            assert resident_bytes(pid) - resident < 150 * MEBIBYTE
+            # All else goes on, a new process and its handles included.
+            job = await asyncio.to_thread(client.submit, small_request(dataset, epochs=1))
+            ended = await asyncio.to_thread(client.wait, job)
+            assert ended.state == training_pb2.JOB_STATE_SUCCEEDED
+            return await ends_of(calls)
+
+    with server.client() as client:
+        dataset = client.upload(make_columns()).name
+        before, resident = handles_and_threads(pid), resident_bytes(pid)
+        ends = asyncio.run(attack(client, dataset))
+        assert ends.total() == 1_050
+        assert ends["upload_idle_seconds"] >= PLACES
+        assert set(ends) <= {"upload_idle_seconds", "max_transfers"}
+        assert list((server.data_dir / "uploads").iterdir()) == []
+        assert client.upload(make_columns(seed=1)).row_count == 400
+    assert not [record for record in server.records if record["event"] in FAULTS]
+
+
+def handles_and_threads(pid: int) -> list[int]:
+    return [len(os.listdir(f"/proc/{pid}/{what}")) for what in ("fd", "task")]
+
+
+# ------------------------------------------------------------------------ downloads not read
+
+
+@pytest.fixture
+def hoard(start_server: Callable[..., Server]) -> Callable[..., tuple[Server, Any]]:
+    """Starts a server with a model that is more than fits between it and who does not read."""
+
+    def start(*flags: str) -> tuple[Server, Any]:
+        server = start_server(*flags, "--grace=2", secure=False)
+        with server.client() as client:
+            dataset = client.upload(make_columns()).name
+            job = client.wait(client.submit(small_request(dataset, epochs=1)))
+        os.truncate(server.data_dir / job.model / "model.safetensors", 16 * MEBIBYTE)
+        return server, model_pb2.DownloadModelRequest(name=job.model)
+
+    return start
+
+
+def read_all(server: Server, request: Any) -> int:
+    """Bytes of a download."""
+    with server.channel() as channel:
+        stub = model_pb2_grpc.ModelServiceStub(channel)
+        return sum(len(message.chunk.data) for message in stub.DownloadModel(request, timeout=60))
+
+
+async def unread_downloads(
+    server: Server, request: Any, count: int, then: Callable[[], None]
+) -> Counter[str]:
+    """So many, nothing of which is read until something has been done; how they end."""
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        stub: Any = model_pb2_grpc.ModelServiceStub(channel)
+        calls = [stub.DownloadModel(request) for _ in range(count)]
+        await asyncio.to_thread(then)
+        await asyncio.gather(*(read_on(call) for call in calls))
+        return await ends_of(calls)
+
+
+async def read_on(call: Any) -> None:
+    with contextlib.suppress(grpc.aio.AioRpcError):
+        async for _ in call:
+            pass
+
+
+def test_downloads_that_nobody_reads(hoard: Callable[..., tuple[Server, Any]]) -> None:
+    server, request = hoard("--download-idle-seconds=3")
+    pid = server.process.pid
+    assert read_all(server, request) > 16 * MEBIBYTE
+    before, handles = resident_bytes(pid), handles_and_threads(pid)[0]
+
+    def look() -> None:
+        until(lambda: handles_and_threads(pid)[0] - handles >= PLACES)
+        # It waits for a place, like most of them, and gets one when those of others have ended.
+        while refusal_to(server, request):
+            grown.append(resident_bytes(pid) - before)
+        grown.append(resident_bytes(pid) - before)
+        assert handles_and_threads(pid)[0] - handles < 2 * PLACES
+
+    for _ in range(2):
+        grown: list[int] = []
+        ends = asyncio.run(unread_downloads(server, request, 300, look))
+        print([f"{each / MEBIBYTE:.0f} MiB" for each in grown])  # noqa: T201
+        assert max(grown) < 2 * GROWTH_BYTES
+        assert ends["download_idle_seconds"] >= PLACES
+        assert ends.total() == 300
+    assert not [record for record in server.records if record["event"] in FAULTS]
+
+
+def refusal_to(server: Server, request: Any) -> str:
+    """Why a download is refused; nothing if it is not."""
+    try:
+        assert read_all(server, request) > 16 * MEBIBYTE
+    except grpc.RpcError as error:
+        refused: Any = error
+        assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        return str(refused.details())
+    return ""
+
+
+def test_downloads_that_have_ended_unread_are_not_without_number(
+    hoard: Callable[..., tuple[Server, Any]], refusal: Refusal
+) -> None:
+    server, request = hoard("--download-idle-seconds=0.3", "--max-transfers=1")
+    with server.channel() as channel:
+        stub: Any = model_pb2_grpc.ModelServiceStub(channel)
+        unread = []
+        for _ in range(8):
+            until(lambda: not refusal_to(server, request))
+            unread.append(stub.DownloadModel(request))
+            assert next(unread[-1]).file.name
+        until(lambda: "neither read" in refusal_to(server, request))
+        refused = refusal(lambda: stub.DownloadModel(request))
+        assert (refused.reason, refused.metadata["quota"]) == ("QUOTA_EXCEEDED", "max_transfers")
+        unread.pop().cancel()
+        until(lambda: not refusal_to(server, request))
 
 
 # ------------------------------------------------------------------------ links

@@ -117,7 +117,8 @@ class Children:
         self.tasks: list[Task] = []
         self.says: list[Message] = []
         self.refusals = 0
-        self.began, self.may_probe = asyncio.Event(), asyncio.Event()
+        self.began, self.refused = asyncio.Event(), asyncio.Event()
+        self.may_probe = asyncio.Event()
         self.may_probe.set()
         self._probe_fails = probe_fails
 
@@ -130,6 +131,7 @@ class Children:
             return Child([system_pb2.SystemInfo(devices=[cpu])])
         if self.refusals:
             self.refusals -= 1
+            self.refused.set()
             raise EOFError
         said, self.says = self.says, []
         self.tasks.append(task)
@@ -186,11 +188,15 @@ class Bench:
         self.tenants = Tenants([house], self.houses, workshop, rules, meters)
         self.manager = next(iter(self.tenants)).manager
 
-    async def start_job(self) -> training_pb2.TrainingJob:
-        """A job whose process has been started."""
+    async def submit(self) -> training_pb2.TrainingJob:
+        """The only job there is."""
         await self.store.add_dataset(DATASET)
         await self.tenants.recover()
-        job = await self.manager.submit(request_of(DATASET))
+        return await self.manager.submit(request_of(DATASET))
+
+    async def start_job(self) -> training_pb2.TrainingJob:
+        """The same, whose process has been started."""
+        job = await self.submit()
         await self.children.began.wait()
         return await self.manager.get(job.name)
 
@@ -261,9 +267,27 @@ def test_a_cancel_that_meets_the_loss_of_the_process_cancels(tmp_path: Path) -> 
 def test_a_process_that_cannot_be_started_is_tried_again(tmp_path: Path) -> None:
     async def work() -> None:
         bench = Bench(tmp_path)
-        bench.children.refusals = 2
+        # More often than it may lose a process: it has lost none.
+        bench.children.refusals = 4
         job = await bench.start_job()
-        assert (job.state, job.attempt) == (training_pb2.JOB_STATE_RUNNING, 3)
+        assert (job.state, job.attempt) == (training_pb2.JOB_STATE_RUNNING, 1)
+        await bench.close()
+
+    run(work)
+
+
+def test_a_job_that_waits_for_a_process_can_be_cancelled(tmp_path: Path) -> None:
+    async def work() -> None:
+        bench = Bench(tmp_path)
+        bench.children.refusals = 1_000_000
+        job = await bench.submit()
+        async for event in bench.manager.watch(job.name, 0):
+            if event.HasField("queued"):
+                await bench.children.refused.wait()
+                cancelling = await bench.manager.cancel(job.name)
+                assert cancelling.state == training_pb2.JOB_STATE_CANCELLING
+        assert event.HasField("cancelled")
+        assert bench.manager.running_jobs == 0
         await bench.close()
 
     run(work)

@@ -44,13 +44,14 @@ class LocalExecution:
     def __init__(
         self,
         process: ForkServerProcess,
+        pidfd: int | None,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> None:
         self._process = process
         self._reader = reader
         self._writer = writer
-        self._pidfd = _open_pidfd(self.pid)
+        self._pidfd = pidfd
         self._exit = asyncio.create_task(self._wait_for_exit())
 
     @property
@@ -184,9 +185,11 @@ async def _fork() -> LocalExecution:
     try:
         # In a thread: it waits for the fork server, which may still be importing torch.
         await asyncio.to_thread(process.start)
+        pidfd = _open_pidfd(process.pid or 0)
     except BaseException:
+        # A child that was started all the same leaves when this is closed.
         server_end.close()
         raise
     finally:
         child_end.close()
-    return LocalExecution(process, *await asyncio.open_connection(sock=server_end))
+    return LocalExecution(process, pidfd, *await asyncio.open_connection(sock=server_end))

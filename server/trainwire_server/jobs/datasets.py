@@ -18,10 +18,12 @@ class Datasets:
     """The datasets of one server.
 
     Attributes:
+        making: held while a table is made of an upload, until that is taken in.
         lock: held while a dataset is taken in, deleted, or comes to be referred to by a job.
     """
 
     def __init__(self, store: Store, catalog: Catalog) -> None:
+        self.making = asyncio.Lock()
         self.lock = asyncio.Lock()
         self._store = store
         self._catalog = catalog

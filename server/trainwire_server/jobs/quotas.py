@@ -16,12 +16,14 @@ class Quotas:
         running_jobs: jobs that train at the same time; more wait.
         stored_bytes: bytes of its folder.
         watches: calls of WatchTraining and Train that are open.
+        transfers: calls of UploadDataset and DownloadModel that are open.
     """
 
     queued_jobs: int = 0
     running_jobs: int = 0
     stored_bytes: int = 0
     watches: int = 0
+    transfers: int = 0
 
     def may_run(self, running: int) -> bool:
         """Whether one more job may train beside those that do."""
@@ -68,5 +70,16 @@ class Quotas:
             raise QuotaExceeded(
                 f"this tenant has {watches} open watches, and --tenant-watches is {limit}; end one",
                 "tenant_watches",
+                limit,
+            )
+
+    def check_transfers(self, transfers: int) -> None:
+        """Raise QuotaExceeded if no upload or download may be begun beside those that are open."""
+        limit = self.transfers
+        if limit and transfers >= limit:
+            raise QuotaExceeded(
+                f"this tenant has {transfers} open uploads and downloads, and --tenant-transfers "
+                f"is {limit}; try again when one has ended",
+                "tenant_transfers",
                 limit,
             )

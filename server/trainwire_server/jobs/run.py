@@ -74,13 +74,8 @@ class Runner:
         attempt = active.job.attempt
         log.info("job.started", lease=lease.device, attempt=attempt, **parameters(active.job))
         task = await self._ledger.insist(lambda: asyncio.to_thread(self._task, active, lease))
-        try:
-            execution = await self._executor.start(task)
-        except (OSError, EOFError) as error:
-            # No process or no handle to be had, or the fork server died meanwhile.
-            log.warning("job.not_started", problem=str(error), again_in=_START_PAUSE_SECONDS)
-            await asyncio.sleep(_START_PAUSE_SECONDS)
-            await self._count_loss(active, _Outcome(end=f"could not be started ({error})"))
+        execution = await self._start(active, task, log)
+        if execution is None:
             return
         try:
             await self._attach(active, execution)
@@ -126,6 +121,23 @@ class Runner:
             memory_bytes=self._limits.memory_bytes,
             beat_seconds=self._limits.lease / BEATS,
         )
+
+    async def _start(
+        self, active: Active, task: Train, log: structlog.stdlib.BoundLogger
+    ) -> Execution | None:
+        """Its process, however long it takes; None if the job is to stop before there is one.
+
+        That there is no process, handle or memory to be had, or that the fork server died of it, is
+        no loss of this job's: it has its place, and waits there.
+        """
+        while active.job.state == training_pb2.JOB_STATE_RUNNING and not self._draining:
+            try:
+                return await self._executor.start(task)
+            except (OSError, EOFError) as error:
+                problem = str(error) or "the fork server ended"
+                log.warning("job.not_started", problem=problem, again_in=_START_PAUSE_SECONDS)
+            await asyncio.sleep(_START_PAUSE_SECONDS)
+        return None
 
     async def _attach(self, active: Active, execution: Execution) -> None:
         async with active.lock:

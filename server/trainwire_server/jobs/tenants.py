@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,21 +54,28 @@ class Tenant:
         self.ledger = Ledger(house.store, self.retention.poke, meters, house.tenant)
         self.manager = Manager(house, self.datasets, self.retention, self.ledger, workshop)
         self._quotas = rules.quotas
-        self._watches = 0
+        self._open: Counter[str] = Counter()
 
-    @contextmanager
-    def watching(self) -> Iterator[None]:
+    def watching(self) -> AbstractContextManager[None]:
         """One more open watch, for as long as it lasts.
 
         Raises:
             QuotaExceeded: there are as many as there may be.
         """
-        self._quotas.check_watches(self._watches)
-        self._watches += 1
+        return self._counted("watches", self._quotas.check_watches)
+
+    def transferring(self) -> AbstractContextManager[None]:
+        """One more upload or download; otherwise as `watching`."""
+        return self._counted("transfers", self._quotas.check_transfers)
+
+    @contextmanager
+    def _counted(self, kind: str, check: Callable[[int], None]) -> Iterator[None]:
+        check(self._open[kind])
+        self._open[kind] += 1
         try:
             yield
         finally:
-            self._watches -= 1
+            self._open[kind] -= 1
 
 
 class Tenants:

@@ -17,7 +17,6 @@ from trainwire_server.data.catalog import Upload
 from trainwire_server.errors import (
     BrokenUpload,
     NotFound,
-    QuotaExceeded,
     RequestError,
     StorageFull,
 )
@@ -29,6 +28,7 @@ from trainwire_server.jobs.tenants import Tenant, Tenants
 from trainwire_server.meters import Meters
 from trainwire_server.service.pages import page_bounds, page_token
 from trainwire_server.service.status import check, rpc
+from trainwire_server.service.transfers import Pace, Transfers
 
 _WAITING_CHUNKS = 4
 """Chunks of an upload that are held in memory, at most."""
@@ -42,12 +42,12 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
         tenants: Tenants,
         executor: Executor,
         ingest_memory_bytes: int,
-        idle_seconds: float,
+        transfers: Transfers,
         meters: Meters,
     ) -> None:
         self._tenants = tenants
         self._executor = executor
-        self._idle_seconds = idle_seconds
+        self._transfers = transfers
         self._ingest_memory_bytes = ingest_memory_bytes
         self._meters = meters
         self._parsing = asyncio.Lock()
@@ -57,50 +57,60 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
         self, requests: AsyncIterator[dataset_pb2.UploadDatasetRequest], context: Any
     ) -> dataset_pb2.Dataset:
         tenant = await self._tenants.of_caller()
-        arriving = _Arriving(requests, self._idle_seconds)
-        header = await _read_header(arriving)
-        name = f"datasets/sha256-{header.sha256}"
-        stored = await tenant.datasets.find(name)
-        if stored is not None:
-            return stored
-        async with tenant.retention.room(header.size_bytes):
-            return await self._take(tenant, name, header, arriving)
+        with tenant.transferring():
+            arriving = _Arriving(requests, self._transfers.pace())
+            header = await _read_header(arriving)
+            name = f"datasets/sha256-{header.sha256}"
+            stored = await tenant.datasets.find(name)
+            if stored is not None:
+                return stored
+            async with tenant.retention.room(header.size_bytes):
+                return await self._take(tenant, name, header, arriving)
 
     async def _take(
-        self,
-        tenant: Tenant,
-        name: str,
-        header: dataset_pb2.DatasetHeader,
-        requests: AsyncIterator[dataset_pb2.UploadDatasetRequest],
+        self, tenant: Tenant, name: str, header: dataset_pb2.DatasetHeader, arriving: _Arriving
     ) -> dataset_pb2.Dataset:
-        # Made without waiting, so that a caller who leaves cannot leave it behind.
-        upload = tenant.catalog.begin_upload(header.size_bytes, header.sha256)
+        upload = await self._receive(tenant, header, arriving)
         try:
-            await _spool(requests, upload)
             self._meters.upload_received(header.size_bytes)
             about = {"bytes": header.size_bytes, **call_fields()}
             structlog.get_logger().info("dataset.received", dataset=name, **about)
-            # One at a time, until it is kept: each may take all the memory that parsing is allowed,
-            # and all the room that is left for its table.
-            async with self._parsing:
+            # One of a tenant at a time until it is kept: each may take all the room that is left.
+            async with tenant.datasets.making:
                 dataset = await self._ingest(tenant, upload, header.format)
                 _complete(dataset, name, header)
                 stored = await _keep(tenant, upload, dataset)
         finally:
-            await asyncio.shield(asyncio.to_thread(upload.discard))
+            await _discard(upload)
         about = {"rows": dataset.row_count, **call_fields()}
         structlog.get_logger().info("dataset.stored", dataset=name, **about)
         return stored
 
+    async def _receive(
+        self, tenant: Tenant, header: dataset_pb2.DatasetHeader, arriving: _Arriving
+    ) -> Upload:
+        """All the bytes of an upload, for which it has a place no longer than it needs one."""
+        async with self._transfers.place():
+            # Made without waiting, so that a caller who leaves cannot leave it behind.
+            upload = tenant.catalog.begin_upload(header.size_bytes, header.sha256)
+            try:
+                await _spool(arriving, upload)
+            except BaseException:
+                await _discard(upload)
+                raise
+        return upload
+
     async def _ingest(
         self, tenant: Tenant, upload: Upload, data_format: int
     ) -> dataset_pb2.Dataset:
-        most = await tenant.retention.largest_table()
-        try:
-            return await self._parse(upload, data_format, most)
-        except StorageFull:
-            await tenant.retention.explain_full(most)
-            raise
+        # One of all tenants at a time: each may take all the memory that parsing is allowed.
+        async with self._parsing:
+            most = await tenant.retention.largest_table()
+            try:
+                return await self._parse(upload, data_format, most)
+            except StorageFull:
+                await tenant.retention.explain_full(most)
+                raise
 
     async def _parse(self, upload: Upload, data_format: int, most: int) -> dataset_pb2.Dataset:
         """Have a child process parse the bytes: whatever they do to it, the server goes on."""
@@ -166,38 +176,35 @@ async def _make_room_and_keep(
     return await tenant.datasets.keep(upload, dataset)
 
 
+async def _discard(upload: Upload) -> None:
+    await asyncio.shield(asyncio.to_thread(upload.discard))
+
+
 class _Arriving:
     """The messages of an upload.
 
     Raises:
-        QuotaExceeded: none came for too long, in seconds.
+        QuotaExceeded: they come too slowly.
     """
 
     def __init__(
-        self, requests: AsyncIterator[dataset_pb2.UploadDatasetRequest], idle_seconds: float
+        self, requests: AsyncIterator[dataset_pb2.UploadDatasetRequest], pace: Pace
     ) -> None:
         self._requests = aiter(requests)
-        self._idle_seconds = idle_seconds
+        self._pace = pace
 
     def __aiter__(self) -> _Arriving:
         return self
 
     async def __anext__(self) -> dataset_pb2.UploadDatasetRequest:
-        try:
-            async with asyncio.timeout(self._idle_seconds):
-                return await anext(self._requests)
-        except TimeoutError:
-            seconds = self._idle_seconds
-            raise QuotaExceeded(
-                f"no message of the upload came for {seconds:g} seconds, which is all that "
-                "--upload-idle-seconds allows; upload again",
-                "upload_idle_seconds",
-                seconds,
-            ) from None
+        request = await self._pace.keep(anext(self._requests))
+        if isinstance(request, dataset_pb2.UploadDatasetRequest):
+            self._pace.moved(request.ByteSize())
+        return request
 
 
 async def _read_header(
-    requests: AsyncIterator[dataset_pb2.UploadDatasetRequest],
+    requests: _Arriving,
 ) -> dataset_pb2.DatasetHeader:
     async for request in requests:
         check(request)
@@ -207,7 +214,7 @@ async def _read_header(
     raise BrokenUpload("the upload has no header")
 
 
-async def _spool(requests: AsyncIterator[dataset_pb2.UploadDatasetRequest], upload: Upload) -> None:
+async def _spool(requests: _Arriving, upload: Upload) -> None:
     """Write what comes, in a thread; a few chunks may wait for it, while the next one comes in."""
     thread = ThreadPoolExecutor(1, thread_name_prefix="upload")
     loop = asyncio.get_running_loop()

@@ -33,6 +33,8 @@ from trainwire_server.service.status import check, rpc
 
 _WAITING_CHUNKS = 4
 """Chunks of an upload that are held in memory, at most."""
+_Message = dataset_pb2.UploadDatasetRequest | memoryview
+"""One of an upload; of one that is a chunk and nothing else, the chunk's bytes (`chunks`)."""
 
 
 class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
@@ -55,7 +57,7 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
 
     @rpc
     async def UploadDataset(  # noqa: N802
-        self, requests: AsyncIterator[dataset_pb2.UploadDatasetRequest], context: Any
+        self, requests: AsyncIterator[_Message], context: Any
     ) -> dataset_pb2.Dataset:
         tenant = await self._tenants.of_caller()
         arriving = _Arriving(requests, self._idle_seconds)
@@ -72,7 +74,7 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
         tenant: Tenant,
         name: str,
         header: dataset_pb2.DatasetHeader,
-        requests: AsyncIterator[dataset_pb2.UploadDatasetRequest],
+        requests: AsyncIterator[_Message],
     ) -> dataset_pb2.Dataset:
         # Made without waiting, so that a caller who leaves cannot leave it behind.
         upload = tenant.catalog.begin_upload(header.size_bytes, header.sha256)
@@ -165,16 +167,14 @@ class _Arriving:
         QuotaExceeded: none came for too long, in seconds.
     """
 
-    def __init__(
-        self, requests: AsyncIterator[dataset_pb2.UploadDatasetRequest], idle_seconds: float
-    ) -> None:
+    def __init__(self, requests: AsyncIterator[_Message], idle_seconds: float) -> None:
         self._requests = aiter(requests)
         self._idle_seconds = idle_seconds
 
     def __aiter__(self) -> _Arriving:
         return self
 
-    async def __anext__(self) -> dataset_pb2.UploadDatasetRequest:
+    async def __anext__(self) -> _Message:
         try:
             async with asyncio.timeout(self._idle_seconds):
                 return await anext(self._requests)
@@ -188,18 +188,17 @@ class _Arriving:
             ) from None
 
 
-async def _read_header(
-    requests: AsyncIterator[dataset_pb2.UploadDatasetRequest],
-) -> dataset_pb2.DatasetHeader:
+async def _read_header(requests: AsyncIterator[_Message]) -> dataset_pb2.DatasetHeader:
     async for request in requests:
-        check(request)
-        if not request.HasField("header"):
-            raise BrokenUpload("the first message must be the header")
-        return request.header
+        if not isinstance(request, memoryview):
+            check(request)
+            if request.HasField("header"):
+                return request.header
+        raise BrokenUpload("the first message must be the header")
     raise BrokenUpload("the upload has no header")
 
 
-async def _spool(requests: AsyncIterator[dataset_pb2.UploadDatasetRequest], upload: Upload) -> None:
+async def _spool(requests: AsyncIterator[_Message], upload: Upload) -> None:
     """Write what comes, in a thread; a few chunks may wait for it, while the next one comes in."""
     thread = ThreadPoolExecutor(1, thread_name_prefix="upload")
     loop = asyncio.get_running_loop()
@@ -217,16 +216,13 @@ async def _spool(requests: AsyncIterator[dataset_pb2.UploadDatasetRequest], uplo
         thread.shutdown(wait=False)
 
 
-def _data(request: dataset_pb2.UploadDatasetRequest) -> bytes:
-    """The bytes of a chunk, which are taken out before the check: it copies what it looks at."""
-    data = b""
-    if isinstance(request, dataset_pb2.UploadDatasetRequest) and request.HasField("chunk"):
-        data = request.chunk.data
-        request.chunk.ClearField("data")
+def _data(request: _Message) -> bytes | memoryview:
+    if isinstance(request, memoryview):
+        return request
     check(request)
     if not request.HasField("chunk"):
         raise BrokenUpload("after the header only chunks may come")
-    return data
+    return request.chunk.data
 
 
 def _complete(dataset: dataset_pb2.Dataset, name: str, header: dataset_pb2.DatasetHeader) -> None:

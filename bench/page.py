@@ -22,10 +22,9 @@ Generated from `bench/results/*.json` by `make bench` and `make bench-page`; do 
 
 Each figure is the median of its rounds, held against a bar that was set before anything was
 measured. Both sides of a ratio run in turns on the same machine, with the same threads, data, batch
-size, precision and epochs; the first epoch of a run does not count. An epoch over the wire takes
-1.3 to 1.7 s, shorter than the 2 s that were asked for, since training has become faster. What
-training is held against uses a network of its own, made of plain `torch.nn` modules (a test checks
-that it gives the same logits from the same weights), with all extras of its toolkit switched off.
+size, precision and epochs; the first epoch of a run does not count. What training is held against
+uses a network of its own, made of plain `torch.nn` modules (a test checks that it gives the same
+logits from the same weights), with all extras of its toolkit switched off.
 
 ![Each figure as a multiple of its bar, on a logarithmic axis](benchmarks.png)
 

@@ -23,8 +23,10 @@ EPOCHS = 3
 LABELS = ("down", "flat", "up")
 LOSS_MEAN, LOSS_DEVIATION = 0.288, 0.011
 """Of the idiomatic loop's final validation loss over eight seeds, measured once."""
-LOSS_TOLERANCE = 0.022
-"""Two of these deviations."""
+OUR_LOSS_MEAN, OUR_LOSS_DEVIATION = 0.286, 0.041
+"""The same of ours."""
+LOSS_TOLERANCE = 0.08
+"""Two deviations of the side that spreads more: means of its runs differ by themselves."""
 
 Columns = dict[str, npt.NDArray[Any]]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bench.figures import Figure
 from bench.servers import serve
-from bench.task import make_columns, make_request
+from bench.task import FEATURES, ROWS, make_columns, make_request
 
 from trainwire.v1 import training_pb2
 from trainwire_client import TrainingClient
@@ -50,7 +50,8 @@ def measure_submit(threads: int) -> Figure:
         at_least=False,
         unit="ms",
         how=f"{SUBMITS} jobs one after the other, each cancelled once it has started, on a table "
-        "of 5,000 x 16: the worker prepares the data and builds the network in between.",
+        f"of {ROWS:,} x {FEATURES}: the worker prepares the data and builds the network in "
+        "between.",
     )
 
 

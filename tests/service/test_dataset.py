@@ -200,6 +200,19 @@ def test_a_chunk_with_more_than_bytes_in_it_is_refused(
         assert set(refused.fields) == {path}
 
 
+def test_chunks_may_be_encoded_in_other_ways(data: bytes, channel: grpc.Channel) -> None:
+    """As no generated code does, but the encoding allows."""
+    halves = [chunk(half).SerializeToString() for half in (data[:500], data[500:])]
+    messages = [header(data).SerializeToString(), halves[0], chunk(b"").SerializeToString()]
+    # A field that is there twice counts as it stands last.
+    messages.append(chunk(b"other").SerializeToString() + halves[1])
+    upload: Any = channel.stream_unary(
+        "/trainwire.v1.DatasetService/UploadDataset",
+        response_deserializer=dataset_pb2.Dataset.FromString,
+    )
+    assert upload(iter(messages)).row_count == 400
+
+
 def test_an_upload_works_after_a_broken_one_of_the_same_data(
     data: bytes, stub: dataset_pb2_grpc.DatasetServiceStub, refusal: Refusal
 ) -> None:

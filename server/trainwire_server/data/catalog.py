@@ -251,7 +251,7 @@ class Upload:
         """Where the Arrow file made from them goes."""
         return self.folder / "table"
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Take the next bytes."""
         self._size += len(data)
         if self._size > self._expected[0]:

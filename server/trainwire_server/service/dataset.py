@@ -32,6 +32,8 @@ from trainwire_server.service.transfers import Pace, Transfers
 
 _WAITING_CHUNKS = 4
 """Chunks of an upload that are held in memory, at most."""
+_Message = dataset_pb2.UploadDatasetRequest | memoryview
+"""One of an upload; of one that is a chunk and nothing else, the chunk's bytes (`chunks`)."""
 
 
 class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
@@ -54,7 +56,7 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
 
     @rpc
     async def UploadDataset(  # noqa: N802
-        self, requests: AsyncIterator[dataset_pb2.UploadDatasetRequest], context: Any
+        self, requests: AsyncIterator[_Message], context: Any
     ) -> dataset_pb2.Dataset:
         tenant = await self._tenants.of_caller()
         with tenant.transferring():
@@ -187,30 +189,29 @@ class _Arriving:
         QuotaExceeded: they come too slowly.
     """
 
-    def __init__(
-        self, requests: AsyncIterator[dataset_pb2.UploadDatasetRequest], pace: Pace
-    ) -> None:
+    def __init__(self, requests: AsyncIterator[_Message], pace: Pace) -> None:
         self._requests = aiter(requests)
         self._pace = pace
 
     def __aiter__(self) -> _Arriving:
         return self
 
-    async def __anext__(self) -> dataset_pb2.UploadDatasetRequest:
+    async def __anext__(self) -> _Message:
         request = await self._pace.keep(anext(self._requests))
-        if isinstance(request, dataset_pb2.UploadDatasetRequest):
+        if isinstance(request, memoryview):
+            self._pace.moved(request.nbytes)
+        elif isinstance(request, dataset_pb2.UploadDatasetRequest):
             self._pace.moved(request.ByteSize())
         return request
 
 
-async def _read_header(
-    requests: _Arriving,
-) -> dataset_pb2.DatasetHeader:
+async def _read_header(requests: _Arriving) -> dataset_pb2.DatasetHeader:
     async for request in requests:
-        check(request)
-        if not request.HasField("header"):
-            raise BrokenUpload("the first message must be the header")
-        return request.header
+        if not isinstance(request, memoryview):
+            check(request)
+            if request.HasField("header"):
+                return request.header
+        raise BrokenUpload("the first message must be the header")
     raise BrokenUpload("the upload has no header")
 
 
@@ -232,16 +233,13 @@ async def _spool(requests: _Arriving, upload: Upload) -> None:
         thread.shutdown(wait=False)
 
 
-def _data(request: dataset_pb2.UploadDatasetRequest) -> bytes:
-    """The bytes of a chunk, which are taken out before the check: it copies what it looks at."""
-    data = b""
-    if isinstance(request, dataset_pb2.UploadDatasetRequest) and request.HasField("chunk"):
-        data = request.chunk.data
-        request.chunk.ClearField("data")
+def _data(request: _Message) -> bytes | memoryview:
+    if isinstance(request, memoryview):
+        return request
     check(request)
     if not request.HasField("chunk"):
         raise BrokenUpload("after the header only chunks may come")
-    return data
+    return request.chunk.data
 
 
 def _complete(dataset: dataset_pb2.Dataset, name: str, header: dataset_pb2.DatasetHeader) -> None:

@@ -18,8 +18,10 @@ from google.rpc import error_details_pb2, status_pb2
 from trainwire import contract
 from trainwire_server import errors
 from trainwire_server.identity import CALL, Call, call_fields, tenant_of_caller
+from trainwire_server.service.chunks import taking_chunks
 
 _DOMAIN = "trainwire"
+_UPLOAD = "/trainwire.v1.DatasetService/UploadDataset"
 _NO_MESSAGE = "the bytes of the request are no message of this call"
 _DETAILS_KEY = "grpc-status-details-bin"
 CALL_ID_KEY = "x-request-id"
@@ -91,7 +93,7 @@ class Undecodable:
 
 
 class DecodeInterceptor(grpc.aio.ServerInterceptor):
-    """Hands bytes that cannot be decoded to the method as `Undecodable`.
+    """Hands bytes that cannot be decoded to the method as `Undecodable`, and chunks as they are.
 
     By itself grpc.aio would answer UNKNOWN with the text of the Python exception.
     """
@@ -102,7 +104,10 @@ class DecodeInterceptor(grpc.aio.ServerInterceptor):
             return None
         if not details.method.startswith("/trainwire."):
             return _standard(handler)
-        return handler._replace(request_deserializer=_guarded(handler.request_deserializer))
+        decode = _guarded(handler.request_deserializer)
+        if details.method == _UPLOAD:
+            decode = taking_chunks(decode)
+        return handler._replace(request_deserializer=decode)
 
 
 def _guarded(decode: Callable[[bytes], Message]) -> Callable[[bytes], Message | Undecodable]:

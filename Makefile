@@ -99,11 +99,12 @@ $(PROTO_VENV)/.installed: Makefile
 		'grpcio-tools==1.67.1' 'mypy-protobuf==3.6.0' 'setuptools<80'
 	touch $@
 
-check: install proto ## lint, types, layers, generated files, frozen contract
+check: install proto sbom ## lint, types, layers, generated files, frozen contract, Dockerfile
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(RELEASE_VENV)/bin/hadolint Dockerfile
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code
 	$(BIN)/buf breaking --against proto/baseline.binpb
@@ -111,8 +112,7 @@ check: install proto ## lint, types, layers, generated files, frozen contract
 		{ git --no-pager diff --stat -- proto docs; \
 		echo "generated files differ from what is committed: commit what make proto wrote"; exit 1; }
 
-check-deploy: install $(RELEASE_VENV)/.installed ## lint image, manifests and unit (kubectl, systemd-analyze)
-	$(RELEASE_VENV)/bin/hadolint Dockerfile
+check-deploy: install $(RELEASE_VENV)/.installed ## lint manifests and unit (kubectl, systemd-analyze)
 	mkdir -p dist/checked
 	for flavour in base mesh; do kubectl kustomize deploy/kubernetes/$$flavour >dist/checked/$$flavour.yaml \
 		&& $(RELEASE_VENV)/bin/kubernetes-validate --strict --quiet dist/checked/$$flavour.yaml || exit 1; done

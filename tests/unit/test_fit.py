@@ -174,7 +174,9 @@ def test_restored_best_weights_reproduce_the_best_epochs_metrics(
     run: Run, make_request: MakeRequest, make_prepared: MakePrepared, tmp_path: Path
 ) -> None:
     # A rate so high that the loss goes up and down, so that the best epoch is not the last.
-    request = make_request(trainer__epochs="8", trainer__learning_rate="0.2")
+    request = make_request(
+        trainer__epochs="8", trainer__learning_rate="0.2", trainer__batch_size="32"
+    )
     events = run(request)
     succeeded = events[-1].succeeded
     assert succeeded.best_epoch < 8

@@ -39,7 +39,7 @@ serve: install ## run a server on 127.0.0.1:50051
 	$(BIN)/trainwire-server --data-dir trainwire-data
 
 test: install ## run the fast tests, a file at a time in each of three processes
-	$(BIN)/pytest -q -n 3 --dist loadfile --ignore tests/faults -m 'not slow'
+	$(BIN)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder --ignore tests/faults -m 'not slow'
 
 test-slow: install ## run those that take long: the TypeScript example, memory at its bounds
 	$(BIN)/pytest -q -n 2 --dist loadfile --ignore tests/faults -m slow

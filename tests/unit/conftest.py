@@ -33,7 +33,7 @@ TINY = {
     "model.hybrid_cnn_lstm.attention_heads": "2",
     "model.hybrid_cnn_lstm.attention_head_size": "2",
     "trainer.epochs": "3",
-    "trainer.batch_size": "32",
+    "trainer.batch_size": "64",
     "trainer.learning_rate": "0.01",
 }
 

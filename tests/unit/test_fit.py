@@ -174,7 +174,9 @@ def test_restored_best_weights_reproduce_the_best_epochs_metrics(
     run: Run, make_request: MakeRequest, make_prepared: MakePrepared, tmp_path: Path
 ) -> None:
     # A rate so high that the loss goes up and down, so that the best epoch is not the last.
-    request = make_request(trainer__epochs="8", trainer__learning_rate="0.2")
+    request = make_request(
+        trainer__epochs="8", trainer__learning_rate="0.2", trainer__batch_size="32"
+    )
     events = run(request)
     succeeded = events[-1].succeeded
     assert succeeded.best_epoch < 8
@@ -355,14 +357,30 @@ CHANGES = [
 ]
 
 
+@pytest.fixture(scope="module")
+def unchanged(
+    train_in: Run, make_request: MakeRequest, tmp_path_factory: pytest.TempPathFactory
+) -> bytes:
+    """The weights of the request as it is."""
+    folder = tmp_path_factory.mktemp("unchanged")
+    train_in(folder, make_request())
+    return weights_in(folder)
+
+
 @pytest.mark.parametrize("change", CHANGES)
 def test_parameters_change_the_weights(
-    change: str, run: Run, make_request: MakeRequest, tmp_path: Path
+    change: str, run: Run, make_request: MakeRequest, unchanged: bytes, tmp_path: Path
 ) -> None:
-    run(make_request(), folder="as-it-is")
     path, _, value = change.partition("=")
-    run(make_request(**{path: value}), folder="changed")
-    assert weights_in(tmp_path / "as-it-is") != weights_in(tmp_path / "changed")
+    run(make_request(**{path: value}))
+    assert weights_in(tmp_path / "job") != unchanged
+
+
+def test_the_same_request_gives_the_weights_that_changes_are_held_against(
+    run: Run, make_request: MakeRequest, unchanged: bytes, tmp_path: Path
+) -> None:
+    run(make_request())
+    assert weights_in(tmp_path / "job") == unchanged
 
 
 def test_bf16_is_reported_and_trains(run: Run, make_request: MakeRequest) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,12 @@ ERRORS: list[tuple[type[Exception], str]] = [
 HALVED = training_pb2.WARNING_REASON_MICRO_BATCH_HALVED
 # What makes a part's gradient differ from its share of the batch's by more than rounding.
 EXACT = {"model__dropout": "0", "trainer__use_augmentation": "false"}
+
+
+@pytest.fixture(scope="session")
+def make_request(make_request: MakeRequest) -> MakeRequest:
+    """As elsewhere, in batches of 32, which the halves are counted from."""
+    return partial(make_request, trainer__batch_size="32")
 
 
 class Allocator:

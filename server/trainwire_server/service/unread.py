@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -54,7 +55,7 @@ class Unread:
             except QuotaExceeded as error:
                 answer = b""
                 await abort(context, error.with_traceback(None))
-            self._hold(tenant, len(answer) + _CALL_BYTES, context)
+            self._hold(tenant, len(answer) + _CALL_BYTES)
             return answer
 
         return call
@@ -68,10 +69,14 @@ class Unread:
         if held and self._all + size > self._most:
             raise self._no_room(size, f"{self._all} bytes")
 
-    def _hold(self, tenant: str, size: int, context: Any) -> None:
+    def _hold(self, tenant: str, size: int) -> None:
         self._all += size
         self._of[tenant] += size
-        context.add_done_callback(partial(self._gone, tenant, size))
+        # gRPC's own task, in which it sends the answer too. Callbacks of the context make a cycle
+        # of each call, which stays until somebody looks for garbage.
+        task = asyncio.current_task()
+        assert task is not None
+        task.add_done_callback(partial(self._gone, tenant, size))
 
     def _gone(self, tenant: str, size: int, _: Any) -> None:
         self._all -= size

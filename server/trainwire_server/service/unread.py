@@ -74,8 +74,7 @@ class Unread:
         self._of[tenant] += size
         # gRPC's own task, in which it sends the answer too. Callbacks of the context make a cycle
         # of each call, which stays until somebody looks for garbage.
-        task = asyncio.current_task()
-        assert task is not None
+        task: Any = asyncio.current_task()
         task.add_done_callback(partial(self._gone, tenant, size))
 
     def _gone(self, tenant: str, size: int, _: Any) -> None:

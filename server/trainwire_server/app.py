@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import grpc
 import structlog
-from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from trainwire.v1 import (
@@ -44,6 +43,7 @@ from trainwire_server.service.system import SystemService
 from trainwire_server.service.training import TrainingService
 from trainwire_server.service.transfers import Transfers
 from trainwire_server.service.transport import Certificates, TransportError
+from trainwire_server.service.unread import Unread
 from trainwire_server.settings import Settings
 from trainwire_server.tokens import TokenFileError
 
@@ -73,6 +73,9 @@ _OPTIONS = (
     # than may watch, and come back together after a restart.
     ("grpc.server.max_pending_requests", 10_000),
     ("grpc.server.max_pending_requests_hard_limit", 20_000),
+    # Each takes about 25 KiB, also one of which nothing but its headers has come. Without it a
+    # connection may open as many as it likes.
+    ("grpc.max_concurrent_streams", 4_000),
 )
 
 
@@ -159,7 +162,8 @@ async def _serve(
     found = _open_all(houses)
     stop, meters = _stop_signal(), metrics or Meters()
     tracing = _tracing()
-    interceptors = [CallInterceptor(meters), *guard.interceptors()]
+    unread = Unread(settings.max_unread_mb)
+    interceptors = [CallInterceptor(meters, unread), *guard.interceptors()]
     if tracing is not None:
         interceptors = [*tracing.interceptors(), *interceptors]
     server = grpc.aio.server(interceptors=interceptors, options=_OPTIONS)
@@ -176,7 +180,7 @@ async def _serve(
     uploads = Transfers("upload", settings.max_transfers, settings.upload_idle_seconds)
     downloads = Transfers("download", settings.max_transfers, settings.download_idle_seconds)
     health_servicer = Health()
-    await health_servicer.serve("", *_SERVICES)
+    health_servicer.serve("", *_SERVICES)
     _add_services(
         server,
         TrainingService(tenants),
@@ -210,7 +214,7 @@ def _add_services(
     dataset_pb2_grpc.add_DatasetServiceServicer_to_server(datasets, server)
     model_pb2_grpc.add_ModelServiceServicer_to_server(models, server)
     system_pb2_grpc.add_SystemServiceServicer_to_server(system, server)
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    server.add_generic_rpc_handlers((health.handlers(),))
     names = (*_SERVICES, HEALTH_SERVICE, reflection.SERVICE_NAME)
     reflection.enable_server_reflection(names, server)
 
@@ -246,7 +250,7 @@ async def _drain(
     """Take no more work, finish what fits into the grace, end all calls."""
     loop = asyncio.get_running_loop()
     end = loop.time() + grace
-    await health_servicer.enter_graceful_shutdown()
+    health_servicer.stop_serving()
     # Calls are answered meanwhile: whoever submits hears when to try again.
     await tenants.drain(grace)
     # Last of all: who watches the health should see all of it, but would hold the server up.

@@ -42,6 +42,7 @@ class Settings:
         tenant_transfers: uploads and downloads that one tenant may have open; 0 likewise.
         max_transfers: uploads that may be under way at the same time, and as many downloads; more
             wait.
+        max_unread_mb: MiB of answers that may wait for their callers to read them; more is refused.
         upload_idle_seconds: seconds after which an upload ends of which next to nothing comes.
         download_idle_seconds: seconds after which a download ends that its caller hardly reads.
         job_memory_mb: MiB that a training process may allocate; 0 for as much as there is.
@@ -75,6 +76,7 @@ class Settings:
     tenant_watches: int
     tenant_transfers: int
     max_transfers: int
+    max_unread_mb: int
     upload_idle_seconds: float
     download_idle_seconds: float
     max_attempts: int
@@ -131,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--tenant-watches", type=_limit, default=0, help="open, of one tenant; 0: no limit")
     add("--tenant-transfers", type=_limit, default=0, help="uploads, downloads; 0: no limit")
     add("--max-transfers", type=_count, default=32, help="uploads at a time, and as many downloads")
+    add("--max-unread-mb", type=_count, default=64, help="MiB of answers that nobody reads yet")
     add("--upload-idle-seconds", type=_positive, default=60.0, help="an upload may be silent")
     add("--download-idle-seconds", type=_positive, default=60.0, help="a download may be unread")
     add("--max-attempts", type=_count, default=3, help="processes lost in a row before a job fails")

@@ -31,8 +31,8 @@ _M = TypeVar("_M", bound=Message)
 
 _SQL = database.read_blocks(Path(__file__).with_suffix(".sql"))
 _FIRST_PAGE = 2**62
-_PAGE_BYTES = 3_000_000
-"""A page that would be larger ends early: gRPC takes messages of up to 4 MiB."""
+_PAGE_BYTES = 1_000_000
+"""A page that would be larger ends early: gRPC holds twice as much until it has been read."""
 _NAMED_ALIASES = 5
 
 

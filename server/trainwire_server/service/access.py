@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -196,8 +196,10 @@ def method_of(handler: Any) -> tuple[str, Callable[[Any, Any], Any]]:
         return name, method
 
     async def write(request: Any, context: Any) -> None:
-        async for answer in method(request, context):
-            await context.write(answer)
+        # Closed with the call, not some time after: what it counts it counts until then.
+        async with aclosing(method(request, context)) as answers:
+            async for answer in answers:
+                await context.write(answer)
 
     return name, write
 

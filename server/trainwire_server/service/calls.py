@@ -17,6 +17,7 @@ from trainwire_server.identity import CALL, Call, call_fields
 from trainwire_server.meters import Meters
 from trainwire_server.service.access import ROLES, method_of
 from trainwire_server.service.status import CALL_ID_KEY, trailing_metadata
+from trainwire_server.service.unread import Unread
 
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 METHODS = frozenset(ROLES) | {f"/{_HEALTH.full_name}/{method.name}" for method in _HEALTH.methods}
@@ -45,8 +46,9 @@ def id_of_call(metadata: _Metadata) -> str:
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Stands before all other interceptors, so that what they refuse is a call like any other."""
 
-    def __init__(self, meters: Meters) -> None:
+    def __init__(self, meters: Meters, unread: Unread) -> None:
         self._meters = meters
+        self._unread = unread
 
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
         begun = time.perf_counter()
@@ -58,7 +60,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         # A path that is no method of ours is the caller's text, which could be anything.
         method = details.method if details.method in METHODS else UNKNOWN_METHOD
         name, answer = method_of(handler)
-        return handler._replace(**{name: self._measured(answer, call, method, begun)})
+        if handler.response_streaming:
+            return handler._replace(**{name: self._measured(answer, call, method, begun)})
+        answer = self._unread.counted(answer, handler.response_serializer)
+        measured = self._measured(answer, call, method, begun)
+        return handler._replace(response_serializer=None, **{name: measured})
 
     def _measured(
         self, answer: Callable[[Any, Any], Any], call: Call, method: str, begun: float

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from functools import wraps
 from itertools import accumulate
 from typing import Any
@@ -28,6 +30,8 @@ CALL_ID_KEY = "x-request-id"
 """Where a caller names its call, and is told how it is named."""
 _STATUS_BYTES = 7 * 1024
 """What a status may take on the wire, in all: beyond 8 KiB of metadata gRPC drops the call."""
+_MOST_STANDARD = 100
+"""Calls of health and reflection that a connection may have open; who calls has one of each."""
 _MESSAGE_BYTES = 1_500
 _DESCRIPTION_BYTES = 500
 _WRAPPING = 200
@@ -98,12 +102,15 @@ class DecodeInterceptor(grpc.aio.ServerInterceptor):
     By itself grpc.aio would answer UNKNOWN with the text of the Python exception.
     """
 
+    def __init__(self) -> None:
+        self._open_calls = OpenCalls(_MOST_STANDARD)
+
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
         handler = await continuation(details)
         if handler is None:
             return None
         if not details.method.startswith("/trainwire."):
-            return _standard(handler)
+            return _standard(handler, self._open_calls)
         decode = _guarded(handler.request_deserializer)
         if details.method == _UPLOAD:
             decode = taking_chunks(decode)
@@ -120,37 +127,56 @@ def _guarded(decode: Callable[[bytes], Message]) -> Callable[[bytes], Message | 
     return decode_or_mark
 
 
-def _standard(handler: Any) -> Any:
-    """A method of health or reflection, whose code is not ours, without Python's words."""
-    if handler.request_streaming:
-        return handler._replace(stream_stream=_standard_stream(handler.stream_stream))
-    name = "unary_stream" if handler.response_streaming else "unary_unary"
-    # Decoded by the method: what grpc.aio cannot decode it answers before it calls any.
-    method = _standard_unary(getattr(handler, name), handler.request_deserializer)
-    return handler._replace(request_deserializer=None, **{name: method})
+class OpenCalls:
+    """Calls that one connection has open, of methods whose calls are short, few, or free to all.
 
+    Args:
+        most: how many there may be; all connections to a Unix socket count as one.
+    """
 
-def _standard_unary(method: Callable[[Any, Any], Any], decode: Callable[[bytes], Message]) -> Any:
-    async def call(data: bytes, context: Any) -> Any:
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._of: Counter[str] = Counter()
+
+    @contextmanager
+    def one(self, connection: str) -> Iterator[None]:
+        """One more, for as long as it lasts.
+
+        Raises:
+            QuotaExceeded: there are as many as there may be.
+        """
+        if self._of[connection] >= self._most:
+            raise errors.QuotaExceeded(
+                f"this connection has {self._most} calls of health and reflection open, and more "
+                "are not allowed; read or cancel some",
+                "open_calls",
+                self._most,
+            )
+        self._of[connection] += 1
         try:
-            return await method(decode(data), context)
-        except DecodeError:
-            return await abort(context, errors.InvalidRequest(_NO_MESSAGE))
-        except NotImplementedError:  # Health.List of grpcio-health-checking
-            return await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not on this server")
-
-    return call
+            yield
+        finally:
+            self._of[connection] -= 1
+            if not self._of[connection]:
+                del self._of[connection]
 
 
-def _standard_stream(method: Callable[[Any, Any], Any]) -> Any:
+def _standard(handler: Any, open_calls: OpenCalls) -> Any:
+    """A method of health or reflection, whose code is not ours, without Python's words."""
+    method = handler.stream_stream
+
     async def call(requests: Any, context: Any) -> Any:
         try:
-            async for answer in method(requests, context):
-                yield answer
+            with open_calls.one(context.peer()):
+                async with aclosing(method(requests, context)) as answers:
+                    async for answer in answers:
+                        yield answer
         except DecodeError:
             await abort(context, errors.InvalidRequest(_NO_MESSAGE))
+        except errors.QuotaExceeded as error:
+            await abort(context, error)
 
-    return call
+    return handler._replace(stream_stream=call)
 
 
 def check(request: Message | Undecodable) -> None:

@@ -8,6 +8,7 @@ REASONS: dict[str, str] = {
         "differs are the series that validate, the chance by which biases are drawn, and five "
         "epochs of small steps; the deviations beside the figures say how much chance does."
     ),
+    "inception_time": ("TBD"),
     "hybrid_cnn_lstm": (
         "Part of it was the epoch: two to four series that validate pick one nearly by chance, "
         "which is why the last one is taken now. The rest is in the network. From 20 to 50 series "

@@ -218,3 +218,10 @@ class ServerStopping(RequestError):
     reason = "SERVER_STOPPING"
     # About what the next server takes to be ready.
     retry_seconds = 2
+
+
+class SystemShortage(RequestError):
+    """The server's system has no process, thread or file handle for the call now; try again."""
+
+    reason = "SYSTEM_SHORTAGE"
+    retry_seconds = 2

@@ -27,6 +27,7 @@ from trainwire_server.jobs import job as jobs
 from trainwire_server.jobs.tenants import Tenant, Tenants
 from trainwire_server.meters import Meters
 from trainwire_server.service.pages import page_bounds, page_token
+from trainwire_server.service.shortage import refusing_when_short
 from trainwire_server.service.status import check, rpc
 from trainwire_server.service.transfers import Pace, Transfers
 
@@ -94,7 +95,8 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
         """All the bytes of an upload, for which it has a place no longer than it needs one."""
         async with self._transfers.place():
             # Made without waiting, so that a caller who leaves cannot leave it behind.
-            upload = tenant.catalog.begin_upload(header.size_bytes, header.sha256)
+            with refusing_when_short():
+                upload = tenant.catalog.begin_upload(header.size_bytes, header.sha256)
             try:
                 await _spool(arriving, upload)
             except BaseException:
@@ -222,7 +224,9 @@ async def _spool(requests: _Arriving, upload: Upload) -> None:
     writing: deque[asyncio.Future[None]] = deque()
     try:
         async for request in requests:
-            writing.append(loop.run_in_executor(thread, upload.write, _data(request)))
+            data = _data(request)
+            with refusing_when_short():
+                writing.append(loop.run_in_executor(thread, upload.write, data))
             if len(writing) > _WAITING_CHUNKS:
                 await writing.popleft()
         await asyncio.gather(*writing)

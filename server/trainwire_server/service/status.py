@@ -56,6 +56,7 @@ CODES: dict[type[errors.RequestError], grpc.StatusCode] = {
     errors.DeviceUnavailable: grpc.StatusCode.FAILED_PRECONDITION,
     errors.SequenceOutOfRange: grpc.StatusCode.OUT_OF_RANGE,
     errors.ServerStopping: grpc.StatusCode.UNAVAILABLE,
+    errors.SystemShortage: grpc.StatusCode.UNAVAILABLE,
 }
 """Every error a call can be answered with."""
 

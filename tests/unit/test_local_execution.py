@@ -27,7 +27,7 @@ async def start_and_leave(executor: LocalExecutor) -> None:
     """Start a process, and leave as soon as there is a handle of it."""
     before = held_processes()
     starting = asyncio.create_task(executor.start(Probe()))
-    while held_processes() == before and not starting.done():
+    while held_processes() == before and not starting.done():  # noqa: ASYNC110 - no event tells
         await asyncio.sleep(0)
     starting.cancel()
     with suppress(asyncio.CancelledError):

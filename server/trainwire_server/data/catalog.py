@@ -251,6 +251,11 @@ class Upload:
         """Where the Arrow file made from them goes."""
         return self.folder / "table"
 
+    @property
+    def kept_bytes(self) -> int:
+        """What it takes when it is kept: its bytes and the table."""
+        return sum(file.stat().st_size for file in (self.source, self.table))
+
     def write(self, data: bytes | memoryview) -> None:
         """Take the next bytes."""
         self._size += len(data)

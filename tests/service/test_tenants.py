@@ -775,6 +775,26 @@ def test_a_tenant_has_so_many_uploads_and_downloads_open(
         second.cancel()
 
 
+def test_one_tenant_does_not_take_all_places(
+    start_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    tokens = make_tokens(tmp_path, "alpha", "beta")
+    flags = (f"--token-file={tokens}", "--max-transfers=4", "--upload-idle-seconds=60")
+    guarded = Guarded(start_server(*flags, secure=False), tmp_path)
+    path, metadata = path_of("DatasetService.UploadDataset"), bearer(guarded.token("alpha"))
+    with guarded.client("beta") as beta, guarded.channel() as channel:
+        streams = [
+            open_stream(channel, path, metadata, header_of(100, f"{number:064x}"))
+            for number in range(4)
+        ]
+        folder = guarded.house("alpha") / "uploads"
+        until(lambda: folder.exists() and len(list(folder.iterdir())) == 2)
+        assert beta.upload(make_columns()).row_count == 400
+        assert len(list(folder.iterdir())) == 2
+        for stream in streams:
+            stream.cancel()
+
+
 def enlarge(model: Path, size: int = 2**24) -> None:
     """Give a model a file that does not fit between a caller that does not read and the server."""
     os.truncate(model / "model.safetensors", size)

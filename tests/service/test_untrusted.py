@@ -757,6 +757,8 @@ def test_downloads_that_have_ended_unread_are_not_without_number(
         until(lambda: "neither read" in refusal_to(server, request))
         refused = refusal(lambda: stub.DownloadModel(request))
         assert (refused.reason, refused.metadata["quota"]) == ("QUOTA_EXCEEDED", "max_transfers")
+        # Whoever asks, it is the server that has too many, and not for long.
+        assert (set(refused.quotas), refused.retry_seconds) == ({"server"}, 2)
         unread.pop().cancel()
         until(lambda: not refusal_to(server, request))
 

@@ -26,6 +26,7 @@ from tests.service.test_security import until
 from trainwire.v1 import dataset_pb2, dataset_pb2_grpc, training_pb2, training_pb2_grpc
 from trainwire_client import NotFoundError, QuotaExceededError
 from trainwire_server.service.calls import METHODS, UNKNOWN_METHOD
+from trainwire_server.service.metrics import QUOTAS
 from trainwire_server.service.status import CODES
 
 ROOT = Path(__file__).parents[2]
@@ -253,9 +254,11 @@ def test_labels_are_never_of_the_callers_making(
         "method": METHODS | {UNKNOWN_METHOD},
         "code": set(grpc.StatusCode.__members__),
         "reason": {kind.reason for kind in CODES} | {"INTERNAL"},
-        "state": {name[10:].lower() for name in training_pb2.JobState.keys()[1:]},  # JOB_STATE_
+        "state": {name[10:].lower() for name in training_pb2.JobState.keys()[1:]}  # JOB_STATE_
+        | {"under_way", "waiting"},
+        "quota": set(QUOTAS),
         "device": {"cpu"} | {f"cuda:{index}" for index in range(16)},
-        "kind": {"files", "database"},
+        "kind": {"files", "database", "upload", "download"},
     }
     for family in scrape.families.values():
         for sample in family.samples:

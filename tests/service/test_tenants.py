@@ -779,7 +779,7 @@ def test_one_tenant_does_not_take_all_places(
     start_server: Callable[..., Server], tmp_path: Path
 ) -> None:
     tokens = make_tokens(tmp_path, "alpha", "beta")
-    flags = (f"--token-file={tokens}", "--max-transfers=4", "--upload-idle-seconds=60")
+    flags = (f"--token-file={tokens}", "--max-transfers=4", "--upload-idle-seconds=600")
     guarded = Guarded(start_server(*flags, secure=False), tmp_path)
     path, metadata = path_of("DatasetService.UploadDataset"), bearer(guarded.token("alpha"))
     with guarded.client("beta") as beta, guarded.channel() as channel:

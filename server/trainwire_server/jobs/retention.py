@@ -301,8 +301,8 @@ class Retention:
             raise StorageFull(
                 f"{size_bytes} bytes more would be {lacking} more than --max-data-bytes "
                 f"{self._max_data_bytes} allows, and nothing else that is stored may be "
-                "deleted; delete jobs, models or datasets that are no longer needed (where there are "
-                "tokens, with one of role admin)"
+                "deleted; delete jobs, models or datasets that are no longer needed (where there "
+                "are tokens, with one of role admin)"
             )
         return chosen
 

@@ -143,6 +143,8 @@ class Tenants:
         await self._take_up([tenant])
         self._tenants[name] = tenant
         self._begin(tenant.retention.run())
+        if self._workshop.scheduler.is_stopping:
+            self._stop()
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -184,10 +186,11 @@ class Tenants:
         end = loop.time() + grace
         self._workshop.scheduler.stop()
         self._stop()
-        # One that is being opened is not among them yet; the next one is refused.
+        # One that is being opened is not among them yet, and stops when it is. It takes what a disk
+        # takes, which is not waited for beyond the grace; the next one is refused.
         with suppress(TimeoutError):
             async with asyncio.timeout(grace), self._opening:
-                self._stop()
+                pass
         await self._workshop.scheduler.drain(max(end - loop.time(), 0))
 
     def _stop(self) -> None:

@@ -56,6 +56,7 @@ class FaultyStore(Store):
     """A database that can be told to refuse so many writes."""
 
     refusals = 0
+    refuses_events_alone = False
     error: Exception = sqlite3.OperationalError("disk I/O error")
 
     def __init__(self, path: Path) -> None:
@@ -63,7 +64,7 @@ class FaultyStore(Store):
         self.refused = asyncio.Event()
 
     async def save(self, *args: Any, **kwargs: Any) -> None:
-        if self.refusals:
+        if self.refusals and not (self.refuses_events_alone and len(args) == 1):
             self.refusals -= 1
             self.refused.set()
             raise self.error
@@ -240,13 +241,28 @@ def test_a_job_ends_even_if_its_end_could_not_be_stored_at_first(tmp_path: Path)
         job = await bench.start_job()
         # Neither that the job waits for another process nor that it has failed can be stored.
         bench.store.refusals = 2
-        (bench.catalog.job_folder(job.name) / "checkpoint").write_bytes(bytes(1_000))
         bench.children.started[0].kill()
         events = [event async for event in bench.manager.watch(job.name, 0)]
         assert events[-1].failed.failure.reason == training_pb2.FAILURE_REASON_INTERNAL
         assert bench.store.refusals == 0
+        await bench.close()
+
+    run(work)
+
+
+def test_what_a_job_leaves_that_ends_by_an_error_counts_at_once(tmp_path: Path) -> None:
+    async def work() -> None:
+        bench = Bench(tmp_path)
+        epoch = training_pb2.EpochCompleted(epoch=1)
+        bench.children.says = [training_pb2.TrainingEvent(epoch=epoch)]
+        # The event, and once that the job has failed.
+        bench.store.refuses_events_alone, bench.store.refusals = True, 2
+        job = await bench.submit()
+        await bench.store.refused.wait()
+        (bench.catalog.job_folder(job.name) / "checkpoint").write_bytes(bytes(1_000))
+        events = [event async for event in bench.manager.watch(job.name, 0)]
+        assert events[-1].failed.failure.reason == training_pb2.FAILURE_REASON_INTERNAL
         await bench.scheduler.drain(grace=10.0)
-        # What it leaves counts at once, not with the next sweep.
         assert bench.catalog.stored_bytes() == 1_000
         await bench.close()
 

@@ -783,16 +783,22 @@ def test_one_tenant_does_not_take_all_places(
     guarded = Guarded(start_server(*flags, secure=False), tmp_path)
     path, metadata = path_of("DatasetService.UploadDataset"), bearer(guarded.token("alpha"))
     with guarded.client("beta") as beta, guarded.channel() as channel:
-        streams = [
-            open_stream(channel, path, metadata, header_of(100, f"{number:064x}"))
-            for number in range(4)
-        ]
+        send: Any = channel.stream_unary(path)
+        ended = threading.Event()
+        uploads = [send.future(stay(number, ended), metadata=metadata) for number in range(4)]
         folder = guarded.house("alpha") / "uploads"
         until(lambda: folder.exists() and len(list(folder.iterdir())) == 2)
         assert beta.upload(make_columns()).row_count == 400
         assert len(list(folder.iterdir())) == 2
-        for stream in streams:
-            stream.cancel()
+        ended.set()
+        for upload in uploads:
+            upload.cancel()
+
+
+def stay(number: int, ended: threading.Event) -> Iterator[bytes]:
+    """The messages of an upload of which nothing comes after the header."""
+    yield header_of(100, f"{number:064x}")
+    ended.wait(600)
 
 
 def enlarge(model: Path, size: int = 2**24) -> None:

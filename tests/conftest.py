@@ -285,6 +285,7 @@ class Refusal:
     fields: dict[str, str]
     metadata: dict[str, str]
     quotas: dict[str, str]
+    retry_seconds: int
 
 
 def _read(answer: Any) -> None:
@@ -306,8 +307,9 @@ def refusal_of(call: Callable[[], Any]) -> Refusal:
     assert not [trace for trace in PYTHON_TEXT if trace in str(status)], status
     info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
     which, quota = error_details_pb2.RequestInfo(), error_details_pb2.QuotaFailure()
+    retry = error_details_pb2.RetryInfo()
     for detail in status.details:
-        assert any(detail.Unpack(known) for known in (info, bad, which, quota))
+        assert any(detail.Unpack(known) for known in (info, bad, which, quota, retry))
     assert which.request_id
     assert info.domain == "trainwire"
     return Refusal(
@@ -317,6 +319,7 @@ def refusal_of(call: Callable[[], Any]) -> Refusal:
         fields={violation.field: violation.description for violation in bad.field_violations},
         metadata=dict(info.metadata),
         quotas={violation.subject: violation.description for violation in quota.violations},
+        retry_seconds=retry.retry_delay.seconds,
     )
 
 

@@ -13,7 +13,7 @@ import grpc
 from trainwire.v1 import training_pb2
 from trainwire_client import channel
 from trainwire_client.backoff import Backoff, Outage
-from trainwire_client.errors import DataLossError, UnavailableError, unavailable
+from trainwire_client.errors import DataLossError, TrainwireError, UnavailableError, unavailable
 
 __all__ = ["TERMINAL_EVENTS", "TERMINAL_STATES", "Cursor"]
 
@@ -108,7 +108,7 @@ class Cursor:
             self._outage.end()
         return self._delay(failure)
 
-    def _delay(self, failure: UnavailableError) -> float:
+    def _delay(self, failure: TrainwireError) -> float:
         delay = self._outage.next_delay(failure.retry_delay)
         if delay is None:
             failure.message += (

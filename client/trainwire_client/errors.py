@@ -313,10 +313,13 @@ def _hint(text: str) -> str:
     )
 
 
-def unavailable(error: grpc.RpcError, target: str) -> UnavailableError:
-    """The failure of a call that may work when it is tried again; raises any other failure."""
+def unavailable(error: grpc.RpcError, target: str) -> TrainwireError:
+    """The failure of a call that may work when it is tried again; raises any other failure.
+
+    Such are all of a server that cannot be reached, and those for which one says when to.
+    """
     failure = from_rpc_error(error, target)
-    if not isinstance(failure, UnavailableError):
+    if not (isinstance(failure, UnavailableError) or failure.retry_delay):
         raise failure from error
     return failure
 

@@ -177,8 +177,9 @@ async def _serve(
     if metrics is not None:
         _serve_metrics(metrics, tenants, devices, settings.data_dir)
     memory = settings.ingest_memory_mb * _MIB
-    uploads = Transfers("upload", settings.max_transfers, settings.upload_idle_seconds)
-    downloads = Transfers("download", settings.max_transfers, settings.download_idle_seconds)
+    most, shared = settings.max_transfers, bool(settings.token_file)
+    uploads = Transfers("upload", most, settings.upload_idle_seconds, shared, meters)
+    downloads = Transfers("download", most, settings.download_idle_seconds, shared, meters)
     health_servicer = Health()
     health_servicer.serve("", *_SERVICES)
     _add_services(

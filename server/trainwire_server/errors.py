@@ -182,6 +182,12 @@ class QuotaExceeded(RequestError):
         self.metadata = {"quota": quota, "limit": f"{limit:.15g}"}
 
 
+class ServerQuotaExceeded(QuotaExceeded):
+    """The server has as much of something as all may have together; try again."""
+
+    retry_seconds = 2
+
+
 class StorageFull(RequestError):
     """The disk, or what the server may take of it, is full; what is stored can still be read."""
 
@@ -217,4 +223,11 @@ class ServerStopping(RequestError):
 
     reason = "SERVER_STOPPING"
     # About what the next server takes to be ready.
+    retry_seconds = 2
+
+
+class SystemShortage(RequestError):
+    """The server's system has no process, thread or file handle for the call now; try again."""
+
+    reason = "SYSTEM_SHORTAGE"
     retry_seconds = 2

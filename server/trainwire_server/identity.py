@@ -68,10 +68,12 @@ class Call:
         id: names it in the log, in its error and in its trailing metadata. Not the `request_id` of
             a training request, which is the same however often it is sent.
         reason: why it was refused; empty if it was not.
+        quota: name of the quota that it was refused for, if any.
     """
 
     id: str
     reason: str = ""
+    quota: str = ""
 
 
 CALL: ContextVar[Call | None] = ContextVar("CALL", default=None)

@@ -15,6 +15,12 @@ class Meters:
     def call_ended(self, method: str, code: str, reason: str, seconds: float) -> None:
         """A call has ended with a code, such as "OK", and the reason it was refused for, if any."""
 
+    def quota_refused(self, quota: str) -> None:
+        """A call was refused for a quota, such as "tenant_watches"."""
+
+    def transfers_changed(self, kind: str, under_way: int, waiting: int) -> None:
+        """So many transfers of a kind, "upload" or "download", are under way, and so many wait."""
+
     def upload_received(self, size_bytes: int) -> None:
         """All bytes of an upload are here, and are what was announced."""
 

@@ -9,11 +9,14 @@ import select
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from trainwire.v1 import training_pb2
-from trainwire_client import TrainingClient
+from trainwire_client import TrainingClient, UnavailableError
 
 RequestFor = Callable[..., training_pb2.TrainingRequest]
 StartServer = Callable[..., Any]
@@ -158,4 +161,38 @@ def wait_for_refusals(server: Any, count: int) -> None:
     event = "job.not_started"
     server.wait_for_log(event, lambda _: sum(r["event"] == event for r in server.records) >= count)
     problems = [record["problem"] for record in server.records if record["event"] == event]
-    assert all("Too many open files" in problem for problem in problems)
+    assert all("Too many open files" in problem for problem in problems), problems
+
+
+def refuse_for_shortage(call: Callable[[], Any]) -> bool:
+    """Whether a call is refused for now, and its caller told when to try again."""
+    with pytest.raises(UnavailableError) as caught:
+        call()
+    return (caught.value.reason, caught.value.retry_delay) == ("SYSTEM_SHORTAGE", 2)
+
+
+def test_a_shortage_of_handles_delays_uploads_and_dry_runs(
+    start_server: StartServer, columns: Callable[..., Any], small: RequestFor
+) -> None:
+    server = start_server()
+    pid = server.process.pid
+    with (
+        TrainingClient(server.address, retry_for=0, **server.credentials) as client,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        request = small(client.upload(columns()).name)
+        wait_for_idle(server)
+        limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        leave_free(pid, 0)
+        assert refuse_for_shortage(lambda: client.upload(columns(seed=1)))
+        # At the pair of sockets, and at the fork server's pipes, of which that dies.
+        leave_free(pid, 2)
+        assert refuse_for_shortage(lambda: client.validate(request))
+        leave_free(pid, 5)
+        tries = len(server.records)
+        upload = thread.submit(client.upload, columns(seed=2))
+        server.wait_for_log("task.not_started", lambda record: record in server.records[tries:])
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+        assert upload.result().row_count == 400
+        assert client.validate(request).HasField("plan")
+    assert not [record for record in server.records if record["event"] == "rpc.error"]

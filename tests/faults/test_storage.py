@@ -15,6 +15,8 @@ from typing import Any
 
 import grpc
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from trainwire.v1 import training_pb2
@@ -240,7 +242,7 @@ async def stored_job(database: Path, name: str) -> training_pb2.TrainingJob | No
 
 
 def test_a_server_keeps_to_its_limits(
-    start_server: StartServer, columns: Columns, small: RequestFor, refusal: Refusal
+    start_server: StartServer, columns: Columns, small: RequestFor, tmp_path: Path
 ) -> None:
     limit = 3 * 2**20
     server = start_server("--max-data-bytes", str(limit))
@@ -251,16 +253,29 @@ def test_a_server_keeps_to_its_limits(
         second = client.wait(client.submit(small(dataset.name)))
         with pytest.raises(ResourceExhaustedError, match=f"--max-data-bytes {limit}"):
             client.upload({"a": np.arange(limit / 8)})
+        # With the table that is made of it each is too much: at once, and beside what has to stay.
+        with pytest.raises(ResourceExhaustedError, match="which is all that may be stored"):
+            client.upload({"a": np.arange(0.6 * limit / 8)})
+        with pytest.raises(ResourceExhaustedError, match=f"--max-data-bytes {limit}"):
+            client.upload(zeros_in_parquet(tmp_path / "zeros.parquet", int(0.98 * limit)))
         # Nothing was deleted for what does not fit anyway.
         assert client.get(second) == second
+        # Stored twice: as it came, and as a table.
         size = limit - used_bytes(server.data_dir) + 1000
-        client.upload({"a": np.arange(size // 8)})
+        client.upload({"a": np.arange(size // 16)})
         deleted = server.wait_for_log("retention.deleted")
         assert (deleted["name"], deleted["why"]) == (second.name, "more than --max-data-bytes")
         assert deleted["bytes"] > 0
         assert [job.name for job in client.list()] == [first.name]
         assert [model.name for model in client.models()] == [first.model]
         assert dataset.name in [stored.name for stored in client.datasets()]
+        assert used_bytes(server.data_dir) <= limit
+
+
+def zeros_in_parquet(path: Path, size: int) -> Path:
+    """A small file that becomes a table of so many bytes."""
+    pq.write_table(pa.table({"a": np.zeros(size // 8)}), path)
+    return path
 
 
 def used_bytes(data_dir: Path) -> int:

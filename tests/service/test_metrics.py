@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 import socket
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.conftest import Server, make_columns, small_request
 from tests.service.test_security import until
 
-from trainwire.v1 import training_pb2, training_pb2_grpc
-from trainwire_client import NotFoundError
+from trainwire.v1 import dataset_pb2, dataset_pb2_grpc, training_pb2, training_pb2_grpc
+from trainwire_client import NotFoundError, QuotaExceededError
 from trainwire_server.service.calls import METHODS, UNKNOWN_METHOD
+from trainwire_server.service.metrics import QUOTAS
 from trainwire_server.service.status import CODES
 
 ROOT = Path(__file__).parents[2]
@@ -73,7 +76,7 @@ class Measured:
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Measured]:
-    flags = ("--metrics-listen", "127.0.0.1:0", "--grace", "2")
+    flags = ("--metrics-listen=127.0.0.1:0", "--grace=2", "--tenant-transfers=1")
     server = Server(tmp_path_factory.mktemp("measured"), *flags)
     yield Measured(server, server.wait_for_log("server.metrics")["address"])
     assert server.stop() == 0
@@ -93,9 +96,12 @@ def scrapes(measured: Measured) -> tuple[Scrape, Scrape, Scrape]:
         assert [next(epochs).epoch.epoch for _ in range(2)] == [1, 2]
         with pytest.raises(NotFoundError):
             client.get(NO_JOB)
-        during = measured.scrape_until(
-            lambda now: bool(now.value("trainwire_rpc_refused_total", reason="NOT_FOUND"))
-        )
+        with begun_upload(measured):
+            with pytest.raises(QuotaExceededError):
+                client.upload(make_columns(seed=1))
+            during = measured.scrape_until(
+                lambda now: bool(now.value("trainwire_quota_refused_total"))
+            )
         client.cancel(waiting)
         client.cancel(job)
         assert list(events)[-1].HasField("cancelled")
@@ -104,6 +110,27 @@ def scrapes(measured: Measured) -> tuple[Scrape, Scrape, Scrape]:
         during,
         measured.scrape_until(lambda now: not now.value("trainwire_open_watches")),
     )
+
+
+@contextmanager
+def begun_upload(measured: Measured) -> Iterator[None]:
+    """An upload that has a place, and goes on until the end."""
+    header = dataset_pb2.DatasetHeader(
+        format=dataset_pb2.DATASET_FORMAT_CSV, size_bytes=10, sha256="0" * 64
+    )
+    ended = threading.Event()
+
+    def messages() -> Iterator[dataset_pb2.UploadDatasetRequest]:
+        yield dataset_pb2.UploadDatasetRequest(header=header)
+        ended.wait(SECONDS)
+
+    with measured.server.channel() as channel:
+        call = dataset_pb2_grpc.DatasetServiceStub(channel).UploadDataset.future(messages())
+        measured.scrape_until(lambda now: bool(now.value("trainwire_transfers")))
+        yield
+        call.cancel()
+        ended.set()
+        measured.scrape_until(lambda now: not now.value("trainwire_transfers"))
 
 
 def exactly(*expected: float) -> Callable[..., bool]:
@@ -147,6 +174,10 @@ MOVES: list[tuple[str, dict[str, str], Callable[..., bool]]] = [
     ("trainwire_database_commit_seconds_count", {}, rises),
     ("trainwire_database_commit_seconds_sum", {}, rises),
     ("trainwire_upload_bytes_total", {}, rises),
+    ("trainwire_transfers", {"kind": "upload", "state": "under_way"}, exactly(0, 1, 0)),
+    ("trainwire_transfers", {"kind": "upload", "state": "waiting"}, exactly(0, 0, 0)),
+    ("trainwire_transfers", {"kind": "download"}, exactly(0, 0, 0)),
+    ("trainwire_quota_refused_total", {"quota": "tenant_transfers"}, exactly(0, 1, 1)),
     ("trainwire_stored_bytes", {"kind": "files"}, is_more_than_at_first),
     ("trainwire_stored_bytes", {"kind": "database"}, rises),
     ("trainwire_disk_free_bytes", {}, is_there),
@@ -223,9 +254,11 @@ def test_labels_are_never_of_the_callers_making(
         "method": METHODS | {UNKNOWN_METHOD},
         "code": set(grpc.StatusCode.__members__),
         "reason": {kind.reason for kind in CODES} | {"INTERNAL"},
-        "state": {name[10:].lower() for name in training_pb2.JobState.keys()[1:]},  # JOB_STATE_
+        "state": {name[10:].lower() for name in training_pb2.JobState.keys()[1:]}  # JOB_STATE_
+        | {"under_way", "waiting"},
+        "quota": set(QUOTAS),
         "device": {"cpu"} | {f"cuda:{index}" for index in range(16)},
-        "kind": {"files", "database"},
+        "kind": {"files", "database", "upload", "download"},
     }
     for family in scrape.families.values():
         for sample in family.samples:

@@ -641,11 +641,11 @@ def test_uploads_at_the_same_time_do_not_share_what_room_is_left(limited: Guarde
     assert sum(table.stat().st_size for table in tables) < STORED_BYTES
 
 
-def parquet_of(value: int) -> list[bytes]:
-    """The messages of an upload whose table is 60 % of the quota."""
+def parquet_of(value: int, share: float = 0.6, **options: Any) -> list[bytes]:
+    """The messages of an upload whose table is such a share of the quota."""
     file = io.BytesIO()
-    values = np.full(int(0.6 * STORED_BYTES) // 8, float(value))
-    pq.write_table(pa.table({"a": values}), file)
+    values = np.full(int(share * STORED_BYTES) // 8, float(value))
+    pq.write_table(pa.table({"a": values}), file, **options)
     data = file.getvalue()
     header = dataset_pb2.DatasetHeader(
         format=dataset_pb2.DATASET_FORMAT_PARQUET,
@@ -655,6 +655,30 @@ def parquet_of(value: int) -> list[bytes]:
     chunk = dataset_pb2.DatasetChunk(data=data)
     parts = ({"header": header}, {"chunk": chunk})
     return [dataset_pb2.UploadDatasetRequest(**part).SerializeToString() for part in parts]
+
+
+def test_the_same_bytes_at_the_same_time_are_stored_once(
+    start_server: Callable[..., Server],
+) -> None:
+    """Three times as they come and once as a table they are more than there is room for."""
+    server = start_server(f"--tenant-stored-bytes={STORED_BYTES}", secure=False)
+    header, *chunks = parquet_of(0, share=0.3, use_dictionary=False, compression="none")
+    is_here = threading.Event()
+
+    def messages() -> Iterator[bytes]:
+        yield header
+        assert is_here.wait(60)
+        yield from chunks
+
+    with server.channel() as channel:
+        send: Any = channel.stream_unary(path_of("DatasetService.UploadDataset"))
+        uploads = [send.future(messages()) for _ in range(3)]
+        folder = server.data_dir / "uploads"
+        until(lambda: len(list(folder.iterdir())) == 3)
+        is_here.set()
+        assert len({upload.result() for upload in uploads}) == 1
+    server.wait_for_log("dataset.stored")
+    assert sum(record["event"] == "dataset.stored" for record in server.records) == 1
 
 
 def test_bytes_that_are_announced_count_until_the_upload_ends(
@@ -749,6 +773,32 @@ def test_a_tenant_has_so_many_uploads_and_downloads_open(
         first.cancel()
         until(lambda: opens(channel, download, metadata, request))
         second.cancel()
+
+
+def test_one_tenant_does_not_take_all_places(
+    start_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    tokens = make_tokens(tmp_path, "alpha", "beta")
+    flags = (f"--token-file={tokens}", "--max-transfers=4", "--upload-idle-seconds=600")
+    guarded = Guarded(start_server(*flags, secure=False), tmp_path)
+    path, metadata = path_of("DatasetService.UploadDataset"), bearer(guarded.token("alpha"))
+    with guarded.client("beta") as beta, guarded.channel() as channel:
+        send: Any = channel.stream_unary(path)
+        ended = threading.Event()
+        uploads = [send.future(stay(number, ended), metadata=metadata) for number in range(4)]
+        folder = guarded.house("alpha") / "uploads"
+        until(lambda: folder.exists() and len(list(folder.iterdir())) == 2)
+        assert beta.upload(make_columns()).row_count == 400
+        assert len(list(folder.iterdir())) == 2
+        ended.set()
+        for upload in uploads:
+            upload.cancel()
+
+
+def stay(number: int, ended: threading.Event) -> Iterator[bytes]:
+    """The messages of an upload of which nothing comes after the header."""
+    yield header_of(100, f"{number:064x}")
+    ended.wait(600)
 
 
 def enlarge(model: Path, size: int = 2**24) -> None:

@@ -28,6 +28,7 @@ from trainwire_server.jobs.retention import (
     EndedJob,
     Retention,
     StoredDataset,
+    TableRoom,
     choose,
 )
 from trainwire_server.jobs.store import Store
@@ -340,17 +341,17 @@ def test_what_is_announced_counts_and_deletes_nothing(tmp_path: Path) -> None:
         limit = await house.used_bytes() + 10 * KB
         retention = house.retention(max_bytes=limit)
         everything = await house.names()
-        async with retention.room(300 * KB):
+        async with retention.room("datasets/n", 300 * KB):
             # All that may go is enough for one of them, and not for both.
             with pytest.raises(StorageFull, match=f"--max-data-bytes {limit} allows"):
-                await retention.room(300 * KB).__aenter__()
+                await retention.room("datasets/n", 300 * KB).__aenter__()
             # A sweep that comes meanwhile believes no announcement either.
             await retention.sweep(NOW)
             assert await house.names() == everything
-        async with retention.room(300 * KB):
+        async with retention.room("datasets/n", 300 * KB):
             pass
         with pytest.raises(StorageFull, match=f"--max-data-bytes {limit} allows"):
-            await retention.room(limit).__aenter__()
+            await retention.room("datasets/n", limit).__aenter__()
         assert await house.names() == everything
 
     run(tmp_path, work)
@@ -365,7 +366,7 @@ def test_room_is_made_for_what_has_come_or_it_is_refused(tmp_path: Path) -> None
         retention = house.retention(max_bytes=limit)
         everything = await house.names()
         # For what others have announced nothing goes yet.
-        async with retention.room(150 * KB), retention.room(6 * KB):
+        async with retention.room("datasets/n", 150 * KB), retention.room("datasets/n", 6 * KB):
             await retention.make_room(6 * KB)
             assert await house.names() == everything
             await retention.make_room(150 * KB)
@@ -374,6 +375,31 @@ def test_room_is_made_for_what_has_come_or_it_is_refused(tmp_path: Path) -> None
         with pytest.raises(StorageFull, match=f"--max-data-bytes {limit} allows"):
             await retention.make_room(limit)
         assert "jobs/2" in await house.names()
+
+    run(tmp_path, work)
+
+
+def test_a_table_gets_what_the_tightest_limit_leaves_beside_its_upload(tmp_path: Path) -> None:
+    async def work(house: House) -> None:
+        await house.add_dataset("d")
+        used = await house.used_bytes()
+        free = house.retention()
+        assert await free.largest_table("datasets/n", 10 * KB) == TableRoom(0)
+        limit = house.retention(max_bytes=used + 300 * KB)
+        expected = TableRoom(used + 290 * KB)
+        assert await limit.largest_table("datasets/n", 10 * KB) == expected
+        quota = house.retention(
+            max_bytes=used + 200 * KB, quotas=Quotas(stored_bytes=used + 90 * KB)
+        )
+        # The same bytes are stored once, however often they are announced.
+        same, other = ("datasets/n", 10 * KB), ("datasets/o", 30 * KB)
+        async with quota.room(*same), quota.room(*same), quota.room(*other), quota.room(*other):
+            room = await quota.largest_table(*same)
+        assert room == TableRoom(50 * KB, is_quota=True)
+        with pytest.raises(QuotaExceeded, match="--tenant-stored-bytes"):
+            quota.explain_full(room)
+        # Not if it was the other limit.
+        quota.explain_full(TableRoom(50 * KB))
 
     run(tmp_path, work)
 

@@ -200,6 +200,10 @@ class Catalog:
         files = files_below(self._entry(name))
         return sum(file.st_size for file in files if file.st_nlink == 1)
 
+    def measure_folder(self, name: str) -> None:
+        """The same for the folder of one resource."""
+        self._sizes.measure(name)
+
     def mark_used(self, dataset: str, time: float) -> None:
         """Note that a dataset was used at a time, in seconds since 1970, or later."""
         with contextlib.suppress(FileNotFoundError):
@@ -250,6 +254,11 @@ class Upload:
     def table(self) -> Path:
         """Where the Arrow file made from them goes."""
         return self.folder / "table"
+
+    @property
+    def kept_bytes(self) -> int:
+        """What it takes when it is kept: its bytes and the table."""
+        return sum(file.stat().st_size for file in (self.source, self.table))
 
     def write(self, data: bytes | memoryview) -> None:
         """Take the next bytes."""

@@ -19,6 +19,7 @@ class FolderSizes:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._bytes: dict[str, float] = {}
+        self._measuring = threading.Lock()
         self._lock = threading.Lock()
 
     @property
@@ -30,14 +31,16 @@ class FolderSizes:
     def measure(self, name: str) -> None:
         """Measure a folder, by the name of its resource; one that is gone takes nothing."""
         folder = self._root / name
-        # Held while it looks: what it finds must not replace what a later one has found.
-        with self._lock:
+        # Held while it looks: what it finds must not replace what a later one has found. The other
+        # one is not: the event loop takes it for the total, and a disk may be slow.
+        with self._measuring:
             # Of a file that is in two folders each has a half.
             sizes = [file.st_size / file.st_nlink for file in files_below(folder)]
-            if sizes:
-                self._bytes[name] = sum(sizes)
-            else:
-                self._bytes.pop(name, None)
+            with self._lock:
+                if sizes:
+                    self._bytes[name] = sum(sizes)
+                else:
+                    self._bytes.pop(name, None)
 
     def measure_all(self, names: Iterable[str]) -> None:
         """Measure these, which are all there are, and forget those that are gone."""

@@ -81,6 +81,10 @@ class Probe:
 Task = Train | Plan | Ingest | Probe
 
 
+class NotStarted(Exception):
+    """The system has no process for a task now; the message says what it is short of."""
+
+
 class Execution(Protocol):
     """A task that runs in a process of its own."""
 
@@ -113,4 +117,8 @@ class Executor(Protocol):
     name: str
 
     async def start(self, task: Task) -> Execution:
-        """Start a task in a child process."""
+        """Start a task in a child process.
+
+        Raises:
+            NotStarted: there is none to be had now.
+        """

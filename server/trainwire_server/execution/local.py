@@ -15,7 +15,7 @@ from multiprocessing.context import ForkServerProcess
 from google.protobuf.message import Message
 
 from trainwire_server.execution import frames, worker
-from trainwire_server.execution.executor import Execution, Task, Train
+from trainwire_server.execution.executor import Execution, NotStarted, Task, Train
 
 _PAUSE_SECONDS = 0.5
 """How long after a start the next child is forked: that takes a processor for a while."""
@@ -170,7 +170,7 @@ class LocalExecutor:
             return None
         try:
             execution = await forking
-        except (OSError, EOFError):
+        except NotStarted:
             return None
         if execution.is_gone:
             execution.leave()
@@ -179,17 +179,36 @@ class LocalExecutor:
 
 
 async def _fork() -> LocalExecution:
-    """A new child that waits for its task."""
+    """A new child that waits for its task.
+
+    Raises:
+        NotStarted: the system has no process, thread, handle or memory for it, or the fork server
+            has died, of such a shortage for one.
+    """
+    try:
+        return await _fork_once()
+    except (OSError, EOFError, RuntimeError) as error:
+        raise NotStarted(str(error) or "the fork server ended") from error
+
+
+async def _fork_once() -> LocalExecution:
     server_end, child_end = socket.socketpair()
     process = _context.Process(target=worker.main, args=(child_end,), daemon=True)
+    # Connected before there is a child: once its handle is open nothing is waited for, so that a
+    # caller who leaves cannot leave that behind.
+    reader, writer = await asyncio.open_connection(sock=server_end)
     try:
         # In a thread: it waits for the fork server, which may still be importing torch.
-        await asyncio.to_thread(process.start)
+        await asyncio.to_thread(_start, process, child_end)
         pidfd = _open_pidfd(process.pid or 0)
     except BaseException:
         # A child that was started all the same leaves when this is closed.
-        server_end.close()
+        writer.close()
         raise
-    finally:
-        child_end.close()
-    return LocalExecution(process, pidfd, *await asyncio.open_connection(sock=server_end))
+    return LocalExecution(process, pidfd, reader, writer)
+
+
+def _start(process: ForkServerProcess, child_end: socket.socket) -> None:
+    # Closed here: a thread goes on when its caller leaves, and would pass on what gets this number.
+    with child_end:
+        process.start()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 
 import structlog
 
 from trainwire.v1 import system_pb2
-from trainwire_server.execution.answers import ask
+from trainwire_server.errors import SystemShortage
+from trainwire_server.execution.answers import Answers, ask
 from trainwire_server.execution.executor import Executor, Probe
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -53,7 +55,7 @@ async def _probe(executor: Executor) -> system_pb2.SystemInfo:
     log = structlog.get_logger()
     found = system_pb2.SystemInfo()
     try:
-        answers = await asyncio.wait_for(ask(executor, Probe(), "probe.error"), _PROBE_SECONDS)
+        answers = await _ask(executor)
         for message in answers.messages:
             if isinstance(message, system_pb2.SystemInfo):
                 found = message
@@ -64,3 +66,10 @@ async def _probe(executor: Executor) -> system_pb2.SystemInfo:
     names = [device.name for device in found.devices]
     log.info("server.devices", devices=names, torch=found.torch_version)
     return found
+
+
+async def _ask(executor: Executor) -> Answers:
+    """What the probe says, however long there is no process for it: it is not asked again."""
+    while True:
+        with suppress(SystemShortage):
+            return await asyncio.wait_for(ask(executor, Probe(), "probe.error"), _PROBE_SECONDS)

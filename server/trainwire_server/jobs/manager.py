@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -327,3 +328,6 @@ class Manager:
         reason = training_pb2.FAILURE_REASON_INTERNAL
         event = jobs.failed(reason, "the server's log has the details")
         await self._ledger.insist(lambda: self._ledger.end(active, event), against=Exception)
+        # What its process has left counts from now on; else the next sweep would see it first.
+        with suppress(OSError):
+            await asyncio.to_thread(self._catalog.measure_folder, active.job.name)

@@ -57,8 +57,8 @@ class Quotas:
         if limit and stored + more > limit:
             raise QuotaExceeded(
                 f"this tenant stores {stored} bytes, and {more} more would be more than the "
-                f"{limit} of --tenant-stored-bytes; delete jobs, models or datasets that are no "
-                "longer needed",
+                f"{limit} of --tenant-stored-bytes; have jobs, models or datasets that are no "
+                "longer needed deleted (where there are tokens, by one of role admin)",
                 "tenant_stored_bytes",
                 limit,
             )

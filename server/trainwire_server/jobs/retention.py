@@ -138,6 +138,19 @@ def _reason(last_used: float, oldest: float, excess: int) -> str:
 # ------------------------------------------------------------------------ deleting it
 
 
+@dataclass(frozen=True)
+class TableRoom:
+    """What the table may take that is made of an upload.
+
+    Attributes:
+        size_bytes: 0 for as much as there is.
+        is_quota: whether it is the tenant's quota that allows no more, and not --max-data-bytes.
+    """
+
+    size_bytes: int
+    is_quota: bool = False
+
+
 class Retention:
     """Keeps the folder of one tenant within its limits.
 
@@ -161,7 +174,7 @@ class Retention:
         self._retain_seconds = retain_days * _DAY_SECONDS
         self._max_data_bytes = max_data_bytes
         self._quotas = quotas
-        self._announced = 0
+        self._announced: Counter[tuple[str, int]] = Counter()
         self._sweeping = asyncio.Lock()
         self._poked = asyncio.Event()
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger().bind(tenant=house.tenant)
@@ -198,8 +211,11 @@ class Retention:
                 await self._delete(await self._choose(now, excess))
 
     @asynccontextmanager
-    async def room(self, size_bytes: int) -> AsyncIterator[None]:
+    async def room(self, name: str, size_bytes: int) -> AsyncIterator[None]:
         """Room for so many bytes more, counted until they are stored; nothing is deleted for it.
+
+        Args:
+            name: the dataset they are to be.
 
         Raises:
             StorageFull: they would be more than --max-data-bytes, whatever may be deleted.
@@ -207,13 +223,18 @@ class Retention:
         """
         async with self._sweeping:
             await self.check_quota(size_bytes)
-            await self._choose_for(size_bytes, self._announced)
-            self._announced += size_bytes
+            await self._choose_for(size_bytes, self._announced_bytes)
+            self._announced[name, size_bytes] += 1
         try:
             yield
         finally:
-            self._announced -= size_bytes
+            self._announced[name, size_bytes] -= 1
+            self._announced = +self._announced
             self.poke()
+
+    @property
+    def _announced_bytes(self) -> int:
+        return sum(size * count for (_, size), count in self._announced.items())
 
     async def make_room(self, size_bytes: int) -> None:
         """Delete what is older than so many bytes that are here, and about to be kept.
@@ -232,27 +253,37 @@ class Retention:
         Nobody knows what a job will store: it may begin while there is room for anything at all.
         """
         if self._quotas.stored_bytes:
-            self._quotas.check_stored(await self._used_bytes() + self._announced, more)
+            self._quotas.check_stored(await self._used_bytes() + self._announced_bytes, more)
 
-    async def largest_table(self) -> int:
-        """Bytes that the table may take which is made of an upload; 0 for as many as there are.
+    async def largest_table(self, name: str, size_bytes: int) -> TableRoom:
+        """What the table may take that is made of so many bytes, which are announced and here.
 
         A few kilobytes can unpack to any size. For --max-data-bytes what is older makes room, but
         no more than there is of it; for a quota nothing does.
-        """
-        limits = [self._max_data_bytes] if self._max_data_bytes else []
-        if self._quotas.stored_bytes:
-            used = await self._used_bytes() + self._announced
-            limits.append(max(self._quotas.stored_bytes - used, 1))
-        return min(limits, default=0)
 
-    async def explain_full(self, most: int) -> None:
-        """Raise QuotaExceeded if it is the quota that a table of `largest_table` was too large for.
+        Args:
+            name: the dataset they are to be.
+        """
+        rooms = []
+        if self._max_data_bytes:
+            rooms.append(TableRoom(max(self._max_data_bytes - size_bytes, 1)))
+        if self._quotas.stored_bytes:
+            used = await self._used_bytes() + size_bytes + self._announced_beside(name)
+            rooms.append(TableRoom(max(self._quotas.stored_bytes - used, 1), is_quota=True))
+        return min(rooms, key=lambda room: room.size_bytes, default=TableRoom(0))
+
+    def _announced_beside(self, name: str) -> int:
+        """Bytes of the other datasets that are announced: each is stored once, however often."""
+        return sum(size for other, size in self._announced if other != name)
+
+    def explain_full(self, room: TableRoom) -> None:
+        """Raise QuotaExceeded if it is the quota that a table was too large for.
 
         A disk on which there is room for as much was not what it was too large for.
         """
-        if most and shutil.disk_usage(self._catalog.root).free > most:
-            await self.check_quota(most + 1)
+        most = room.size_bytes
+        if room.is_quota and shutil.disk_usage(self._catalog.root).free > most:
+            self._quotas.check_stored(self._quotas.stored_bytes - most, most + 1)
 
     async def _choose_for(self, size_bytes: int, others: int) -> Sequence[Deletion]:
         """What would go for so many bytes more.
@@ -270,7 +301,8 @@ class Retention:
             raise StorageFull(
                 f"{size_bytes} bytes more would be {lacking} more than --max-data-bytes "
                 f"{self._max_data_bytes} allows, and nothing else that is stored may be "
-                "deleted; delete jobs, models or datasets that are no longer needed"
+                "deleted; delete jobs, models or datasets that are no longer needed (where there "
+                "are tokens, with one of role admin)"
             )
         return chosen
 

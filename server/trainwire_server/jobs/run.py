@@ -13,13 +13,12 @@ from trainwire.v1 import model_pb2, training_pb2
 from trainwire_server.data.catalog import Catalog
 from trainwire_server.execution.executor import Execution, Executor, Train
 from trainwire_server.execution.lease import BEATS, Silent, within_lease
+from trainwire_server.execution.patience import start_patiently
 from trainwire_server.jobs import job as jobs
 from trainwire_server.jobs.devices import visible_devices
 from trainwire_server.jobs.ledger import Active, Ledger
 from trainwire_server.jobs.log_lines import log_event, parameters
 from trainwire_server.jobs.queue import Lease
-
-_START_PAUSE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -127,17 +126,14 @@ class Runner:
     ) -> Execution | None:
         """Its process, however long it takes; None if the job is to stop before there is one.
 
-        That there is no process, handle or memory to be had, or that the fork server died of it, is
-        no loss of this job's: it has its place, and waits there.
+        That there is no process to be had is no loss of this job's: it has its place, and waits
+        there.
         """
-        while active.job.state == training_pb2.JOB_STATE_RUNNING and not self._draining:
-            try:
-                return await self._executor.start(task)
-            except (OSError, EOFError) as error:
-                problem = str(error) or "the fork server ended"
-                log.warning("job.not_started", problem=problem, again_in=_START_PAUSE_SECONDS)
-            await asyncio.sleep(_START_PAUSE_SECONDS)
-        return None
+
+        def is_wanted() -> bool:
+            return active.job.state == training_pb2.JOB_STATE_RUNNING and not self._draining
+
+        return await start_patiently(self._executor, task, is_wanted, log, "job.not_started")
 
     async def _attach(self, active: Active, execution: Execution) -> None:
         async with active.lock:

@@ -223,6 +223,9 @@ class Submissions:
                 epoch = await asyncio.to_thread(copy_checkpoints, source, folder, last)
             if not epoch:
                 raise JobNotResumable(f"{old.name} has no checkpoint; submit its request again")
+            # Now, as it may be cancelled while it waits; what both have counts half for each.
+            for name in (job.name, old.name):
+                await asyncio.to_thread(self._catalog.measure_folder, name)
             return await self._create(jobs.continued(job, old, epoch), request)
         except BaseException:
             await asyncio.to_thread(self._catalog.remove, job.name)

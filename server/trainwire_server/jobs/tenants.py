@@ -6,7 +6,7 @@ import asyncio
 import heapq
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,6 +143,8 @@ class Tenants:
         await self._take_up([tenant])
         self._tenants[name] = tenant
         self._begin(tenant.retention.run())
+        if self._workshop.scheduler.is_stopping:
+            self._stop()
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -180,12 +182,16 @@ class Tenants:
 
         What is not done after so many seconds is ended. All of it is found by the next `recover`.
         """
+        loop = asyncio.get_running_loop()
+        end = loop.time() + grace
         self._workshop.scheduler.stop()
         self._stop()
-        # One that is being opened is not among them yet; the next one is refused.
-        async with self._opening:
-            self._stop()
-        await self._workshop.scheduler.drain(grace)
+        # One that is being opened is not among them yet, and stops when it is. It takes what a disk
+        # takes, which is not waited for beyond the grace; the next one is refused.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(grace), self._opening:
+                pass
+        await self._workshop.scheduler.drain(max(end - loop.time(), 0))
 
     def _stop(self) -> None:
         """End what goes on with those that are open; a second time changes nothing."""

@@ -86,6 +86,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             finally:
                 seconds = time.perf_counter() - begun
                 self._meters.call_ended(method, code.name, call.reason, seconds)
+                if call.quota:
+                    self._meters.quota_refused(call.quota)
                 _log_failure(method, code, call, seconds)
 
         return measured

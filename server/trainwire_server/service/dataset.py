@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from typing import Any
 
 import structlog
@@ -27,6 +28,7 @@ from trainwire_server.jobs import job as jobs
 from trainwire_server.jobs.tenants import Tenant, Tenants
 from trainwire_server.meters import Meters
 from trainwire_server.service.pages import page_bounds, page_token
+from trainwire_server.service.shortage import refusing_when_short
 from trainwire_server.service.status import check, rpc
 from trainwire_server.service.transfers import Pace, Transfers
 
@@ -66,24 +68,38 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
             stored = await tenant.datasets.find(name)
             if stored is not None:
                 return stored
-            async with tenant.retention.room(header.size_bytes):
-                return await self._take(tenant, name, header, arriving)
+            async with AsyncExitStack() as announced:
+                await announced.enter_async_context(tenant.retention.room(name, header.size_bytes))
+                upload = await self._receive(tenant, header, arriving)
+                try:
+                    return await self._take(tenant, name, header, upload, announced)
+                finally:
+                    await _discard(upload)
 
     async def _take(
-        self, tenant: Tenant, name: str, header: dataset_pb2.DatasetHeader, arriving: _Arriving
+        self,
+        tenant: Tenant,
+        name: str,
+        header: dataset_pb2.DatasetHeader,
+        upload: Upload,
+        announced: AsyncExitStack,
     ) -> dataset_pb2.Dataset:
-        upload = await self._receive(tenant, header, arriving)
-        try:
-            self._meters.upload_received(header.size_bytes)
-            about = {"bytes": header.size_bytes, **call_fields()}
-            structlog.get_logger().info("dataset.received", dataset=name, **about)
-            # One of a tenant at a time until it is kept: each may take all the room that is left.
-            async with tenant.datasets.making:
-                dataset = await self._ingest(tenant, upload, header.format)
-                _complete(dataset, name, header)
-                stored = await _keep(tenant, upload, dataset)
-        finally:
-            await _discard(upload)
+        self._meters.upload_received(header.size_bytes)
+        about = {"bytes": header.size_bytes, **call_fields()}
+        structlog.get_logger().info("dataset.received", dataset=name, **about)
+        # One of a tenant at a time, until it is kept and no longer announced beside that: each may
+        # take all the room that is left.
+        async with tenant.datasets.making, announced:
+            # The same bytes may have been kept meanwhile, and need no room a second time.
+            stored = await tenant.datasets.find(name)
+            return stored or await self._make(tenant, name, header, upload)
+
+    async def _make(
+        self, tenant: Tenant, name: str, header: dataset_pb2.DatasetHeader, upload: Upload
+    ) -> dataset_pb2.Dataset:
+        dataset = await self._ingest(tenant, upload, name, header)
+        _complete(dataset, name, header)
+        stored = await _keep(tenant, upload, dataset)
         about = {"rows": dataset.row_count, **call_fields()}
         structlog.get_logger().info("dataset.stored", dataset=name, **about)
         return stored
@@ -94,7 +110,8 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
         """All the bytes of an upload, for which it has a place no longer than it needs one."""
         async with self._transfers.place():
             # Made without waiting, so that a caller who leaves cannot leave it behind.
-            upload = tenant.catalog.begin_upload(header.size_bytes, header.sha256)
+            with refusing_when_short():
+                upload = tenant.catalog.begin_upload(header.size_bytes, header.sha256)
             try:
                 await _spool(arriving, upload)
             except BaseException:
@@ -103,15 +120,15 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
         return upload
 
     async def _ingest(
-        self, tenant: Tenant, upload: Upload, data_format: int
+        self, tenant: Tenant, upload: Upload, name: str, header: dataset_pb2.DatasetHeader
     ) -> dataset_pb2.Dataset:
         # One of all tenants at a time: each may take all the memory that parsing is allowed.
         async with self._parsing:
-            most = await tenant.retention.largest_table()
+            room = await tenant.retention.largest_table(name, header.size_bytes)
             try:
-                return await self._parse(upload, data_format, most)
+                return await self._parse(upload, header.format, room.size_bytes)
             except StorageFull:
-                await tenant.retention.explain_full(most)
+                tenant.retention.explain_full(room)
                 raise
 
     async def _parse(self, upload: Upload, data_format: int, most: int) -> dataset_pb2.Dataset:
@@ -172,9 +189,7 @@ async def _keep(
 async def _make_room_and_keep(
     tenant: Tenant, upload: Upload, dataset: dataset_pb2.Dataset
 ) -> dataset_pb2.Dataset:
-    # The same bytes may have been kept meanwhile, and need no room a second time.
-    if await tenant.store.dataset(dataset.name) is None:
-        await tenant.retention.make_room(dataset.size_bytes)
+    await tenant.retention.make_room(upload.kept_bytes)
     return await tenant.datasets.keep(upload, dataset)
 
 
@@ -222,7 +237,9 @@ async def _spool(requests: _Arriving, upload: Upload) -> None:
     writing: deque[asyncio.Future[None]] = deque()
     try:
         async for request in requests:
-            writing.append(loop.run_in_executor(thread, upload.write, _data(request)))
+            data = _data(request)
+            with refusing_when_short():
+                writing.append(loop.run_in_executor(thread, upload.write, data))
             if len(writing) > _WAITING_CHUNKS:
                 await writing.popleft()
         await asyncio.gather(*writing)

@@ -48,6 +48,16 @@ _QUEUE_BUCKETS = (0.1, 1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 24 * 3600)
 _EPOCH_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 _LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
 _COMMIT_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
+QUOTAS = (
+    "tenant_queued_jobs",
+    "tenant_stored_bytes",
+    "tenant_watches",
+    "tenant_transfers",
+    "max_transfers",
+    "upload_idle_seconds",
+    "download_idle_seconds",
+)
+"""What a call may be refused for with QUOTA_EXCEEDED."""
 _IDLE_SECONDS = 10.0
 """What a scrape that says nothing may take."""
 _UNFINISHED = ("queued", "running", "cancelling")
@@ -77,6 +87,12 @@ class PrometheusMeters(Meters):
         self._watches = Gauge(
             "trainwire_open_watches", "Open calls of WatchTraining and Train", registry=registry
         )
+        self._quotas = Counter(
+            "trainwire_quota_refused", "Calls refused for a quota", ("quota",), registry=registry
+        )
+        self._transfers = Gauge(
+            "trainwire_transfers", "Uploads and downloads", ("kind", "state"), registry=registry
+        )
         self._uploaded = Counter(
             "trainwire_upload_bytes", "Bytes of complete uploads", registry=registry
         )
@@ -101,6 +117,10 @@ class PrometheusMeters(Meters):
         """Have all label values from the start: the first of anything must be seen as a rise."""
         for reason in {kind.reason for kind in CODES} | {RequestError.reason}:
             self._refused.labels(reason)
+        for quota in QUOTAS:
+            self._quotas.labels(quota)
+        for kind in ("upload", "download"):
+            self.transfers_changed(kind, 0, 0)
         for state in TERMINAL:
             self._ended.labels(state_text(training_pb2.TrainingJob(state=state)))
 
@@ -123,6 +143,13 @@ class PrometheusMeters(Meters):
             self._refused.labels(reason).inc()
         if method in WATCHES:
             self._watches.dec()
+
+    def quota_refused(self, quota: str) -> None:
+        self._quotas.labels(quota).inc()
+
+    def transfers_changed(self, kind: str, under_way: int, waiting: int) -> None:
+        self._transfers.labels(kind, "under_way").set(under_way)
+        self._transfers.labels(kind, "waiting").set(waiting)
 
     def upload_received(self, size_bytes: int) -> None:
         self._uploaded.inc(size_bytes)

@@ -18,6 +18,7 @@ from trainwire_server.jobs.finish import finish
 from trainwire_server.jobs.removal import remove_model
 from trainwire_server.jobs.tenants import Tenant, Tenants
 from trainwire_server.service.pages import page_bounds, page_token
+from trainwire_server.service.shortage import refusing_when_short
 from trainwire_server.service.status import abort, rpc
 from trainwire_server.service.transfers import Pace, Transfers
 
@@ -102,7 +103,9 @@ async def _send(tenant: Tenant, model: model_pb2.Model, context: Any, pace: Pace
 
 
 async def _send_file(path: Path, context: Any, pace: Pace) -> None:
-    with await asyncio.to_thread(open, path, "rb", opener=not_through_links) as file:
+    with refusing_when_short():
+        opened = await asyncio.to_thread(open, path, "rb", opener=not_through_links)
+    with opened as file:
         while chunk := await asyncio.to_thread(_next_chunk, file):
             await pace.keep(context.write(chunk))
             pace.moved(_CHUNK_BYTES)

@@ -56,10 +56,12 @@ CODES: dict[type[errors.RequestError], grpc.StatusCode] = {
     errors.ModelInUse: grpc.StatusCode.FAILED_PRECONDITION,
     errors.QueueFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.QuotaExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.ServerQuotaExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.StorageFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.DeviceUnavailable: grpc.StatusCode.FAILED_PRECONDITION,
     errors.SequenceOutOfRange: grpc.StatusCode.OUT_OF_RANGE,
     errors.ServerStopping: grpc.StatusCode.UNAVAILABLE,
+    errors.SystemShortage: grpc.StatusCode.UNAVAILABLE,
 }
 """Every error a call can be answered with."""
 
@@ -202,7 +204,7 @@ def to_status(error: errors.RequestError, call_id: str = "") -> status_pb2.Statu
     if call_id:
         _add(status, error_details_pb2.RequestInfo(request_id=call_id))
     if isinstance(error, errors.QuotaExceeded):
-        _add(status, _quota_failure(status.message))
+        _add(status, _quota_failure(error, status.message))
     if error.retry_seconds:
         delay = duration_pb2.Duration(seconds=error.retry_seconds)
         _add(status, error_details_pb2.RetryInfo(retry_delay=delay))
@@ -217,8 +219,10 @@ def _add(status: status_pb2.Status, detail: Message) -> None:
     status.details.append(packed)
 
 
-def _quota_failure(message: str) -> error_details_pb2.QuotaFailure:
-    violation = {"subject": f"tenant:{tenant_of_caller()}", "description": message}
+def _quota_failure(error: errors.QuotaExceeded, message: str) -> error_details_pb2.QuotaFailure:
+    is_of_all = isinstance(error, errors.ServerQuotaExceeded)
+    subject = "server" if is_of_all else f"tenant:{tenant_of_caller()}"
+    violation = {"subject": subject, "description": message}
     return error_details_pb2.QuotaFailure(violations=[violation])
 
 
@@ -287,6 +291,7 @@ async def abort(context: Any, error: errors.RequestError) -> Any:
     """End the call with the status of an error; does not return."""
     call = CALL.get() or Call("")
     call.reason = error.reason
+    call.quota = error.metadata.get("quota", "")
     status = to_status(error, call.id)
     code = CODES.get(type(error), grpc.StatusCode.INTERNAL)
     details = ((_DETAILS_KEY, status.SerializeToString()), *trailing_metadata(call))

@@ -5,14 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import TypeVar
 
-from trainwire_server.errors import QuotaExceeded
+from trainwire_server.errors import QuotaExceeded, ServerQuotaExceeded
+from trainwire_server.identity import tenant_of_caller
+from trainwire_server.meters import Meters
+from trainwire_server.service.places import Places
 
 LEAST_BYTES = 64 * 1024
 """What has to come of an upload, or be taken of a download, within its idle seconds."""
 _UNREAD_PER_PLACE = 8
 """Ended transfers of which gRPC may hold bytes, for each that may be under way."""
+_WAITING_PER_PLACE = 16
+"""Transfers that may wait for a place, for each that may be under way."""
 _T = TypeVar("_T")
 
 
@@ -22,15 +28,20 @@ class Transfers:
     Args:
         kind: "upload" or "download".
         most: how many may be under way at the same time; each takes a file, a thread at times, and
-            some MiB. More wait.
+            some MiB. More wait, up to a number: of each gRPC keeps what has come.
         idle_seconds: seconds in which LEAST_BYTES have to move; one waits as long for a place.
+        is_shared: whether by tenants, none of which then takes more than it leaves free.
+        meters: told how many there are.
     """
 
-    def __init__(self, kind: str, most: int, idle_seconds: float) -> None:
+    def __init__(
+        self, kind: str, most: int, idle_seconds: float, is_shared: bool, meters: Meters
+    ) -> None:
         self._kind = kind
         self._most = most
         self._idle_seconds = idle_seconds
-        self._places = asyncio.Semaphore(most)
+        tell = partial(meters.transfers_changed, kind)
+        self._places = Places(most, _WAITING_PER_PLACE * most, is_shared, tell)
         self._ending = 0
 
     @asynccontextmanager
@@ -38,18 +49,23 @@ class Transfers:
         """A place among those under way.
 
         Raises:
-            QuotaExceeded: none has become free, or too many have ended that nobody reads.
+            ServerQuotaExceeded: none has become free, too many wait for one, or too many have ended
+                that nobody reads.
         """
         self._check_ending()
+        tenant = tenant_of_caller()
+        if not self._places.may_come(tenant):
+            raise self._refusal(f"as many {self._kind}s wait for a place as may wait")
         try:
             async with asyncio.timeout(self._idle_seconds):
-                await self._places.acquire()
+                await self._places.take(tenant)
         except TimeoutError:
-            raise self._no_place() from None
+            seconds = f"{self._idle_seconds:g} seconds"
+            raise self._refusal(f"no place for the {self._kind} was free for {seconds}") from None
         try:
             yield
         finally:
-            self._places.release()
+            self._places.give_back(tenant)
 
     @contextmanager
     def ending(self) -> Iterator[None]:
@@ -69,18 +85,14 @@ class Transfers:
 
     def _check_ending(self) -> None:
         if self._ending >= _UNREAD_PER_PLACE * self._most:
-            raise QuotaExceeded(
+            raise self._refusal(
                 f"{self._ending} {self._kind}s have ended that their callers neither read on nor "
-                f"cancel, and --max-transfers, which is {self._most}, allows no more; "
-                f"{self._kind} again later",
-                "max_transfers",
-                self._most,
+                "cancel, and no more may"
             )
 
-    def _no_place(self) -> QuotaExceeded:
-        return QuotaExceeded(
-            f"{self._most} {self._kind}s are under way, --max-transfers is {self._most}, and none "
-            f"has ended for {self._idle_seconds:g} seconds; {self._kind} again later",
+    def _refusal(self, why: str) -> ServerQuotaExceeded:
+        return ServerQuotaExceeded(
+            f"{why}; --max-transfers is {self._most}; {self._kind} again later",
             "max_transfers",
             self._most,
         )

@@ -295,9 +295,9 @@ def disputed_run(laboratory: Laboratory) -> Settings:
     """A run whose best epoch depends on the metric that picks it.
 
     Without early stopping the epochs are the same whichever metric picks, so one run of each seed
-    tells; which seed it is depends on how this machine rounds.
+    tells; which seed it is depends on how this machine rounds: 7 where it was tried.
     """
-    for seed in range(100):
+    for seed in (7, *range(100)):
         settings = {
             "trainer.seed": str(seed),
             "trainer.epochs": "8",

@@ -116,3 +116,17 @@ def test_only_so_many_wait_for_a_place() -> None:
             pass
 
     asyncio.run(work())
+
+
+def test_who_gives_up_as_a_place_comes_free_is_passed_by() -> None:
+    async def work() -> None:
+        line = Line(1, is_shared=False)
+        await line.ask(A, B, C)
+        line.tasks[1][1].cancel()
+        # Before the task that was cancelled has run.
+        await line.give_back(A)
+        assert line.tasks.pop(0)[1].cancelled()
+        assert line.placed == [C]
+        assert line.counts[-1] == (1, 0)
+
+    asyncio.run(work())

@@ -89,7 +89,8 @@ class Places:
         """Leave a place to whoever waits for one."""
         self._places.give_back(tenant)
         for entry in list(self._waiting):
-            if self._places.may_take(entry[0]):
+            # One that is done was cancelled, and leaves by itself.
+            if not entry[1].done() and self._places.may_take(entry[0]):
                 self._places.take(entry[0])
                 self._leave(entry)
                 entry[1].set_result(None)

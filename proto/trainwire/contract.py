@@ -136,6 +136,7 @@ def _oneofs(message: Message) -> list[OneofDescriptor]:
     return written_oneofs(cast("Descriptor", message.DESCRIPTOR))
 
 
+@cache
 def written_oneofs(descriptor: Descriptor) -> list[OneofDescriptor]:
     return [
         oneof
@@ -145,7 +146,12 @@ def written_oneofs(descriptor: Descriptor) -> list[OneofDescriptor]:
 
 
 def _fields(message: Message) -> list[FieldDescriptor]:
-    return cast("list[FieldDescriptor]", list(message.DESCRIPTOR.fields))
+    return _fields_of(cast("Descriptor", message.DESCRIPTOR))
+
+
+@cache
+def _fields_of(descriptor: Descriptor) -> list[FieldDescriptor]:
+    return list(descriptor.fields)
 
 
 def is_repeated(field: FieldDescriptor) -> bool:
@@ -270,6 +276,9 @@ def violations(message: Message) -> list[Violation]:
     partial message nothing is required, and those rules are left to what it is laid over.
     """
     found = list(_unknown(message, "")) + list(_broken(message, "", partial=False))
+    # Nearly all calls have no more to check, and each is checked.
+    if not _may_relate(cast("Descriptor", message.DESCRIPTOR)):
+        return found
     blamed = {violation.field for violation in found}
     # A value that is wrong by itself says nothing about the fields that it would limit.
     effective = resolve(message)
@@ -406,6 +415,19 @@ def _in_range(param: options_pb2.Param, value: float) -> bool:
         or (param.HasField("maximum") and value > param.maximum)
         or (param.HasField("exclusive_minimum") and value <= param.exclusive_minimum)
         or (param.HasField("exclusive_maximum") and value >= param.exclusive_maximum)
+    )
+
+
+@cache
+def _may_relate(descriptor: Descriptor) -> bool:
+    """Whether there can be rules between fields: not where all are plain and none is named."""
+    return any(
+        field.message_type is not None
+        or field.enum_type is not None
+        or field_param(field).less_than
+        or field_param(field).sum_below_one_with
+        or field_param(field).maximum_from
+        for field in _fields_of(descriptor)
     )
 
 

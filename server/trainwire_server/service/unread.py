@@ -62,6 +62,8 @@ class Unread:
 
     def _check(self, tenant: str, size: int) -> None:
         size += _CALL_BYTES
+        if self._all + size <= self._most // 2:
+            return
         held = self._of[tenant]
         # The only one of a tenant may be as large as it is.
         if held and held + size > self._most // 2:

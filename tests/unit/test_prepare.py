@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -382,6 +383,22 @@ def test_a_lost_or_damaged_table_is_data_lost(tmp_path: Path) -> None:
         prepare(_request(), stored)
     assert caught.value.reason == training_pb2.FAILURE_REASON_DATA_LOST
     assert "upload the dataset once more" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "shortage", [pa.ArrowMemoryError("malloc failed"), OSError(errno.ENOMEM, "cannot map")], ids=str
+)
+def test_a_table_that_there_is_no_memory_for_is_not_lost(
+    shortage: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = _store(tmp_path, {**_columns(), "name": ["a"] * ROWS})
+
+    def open_file(*_: Any, **__: Any) -> None:
+        raise shortage
+
+    monkeypatch.setattr(pa.ipc, "open_file", open_file)
+    with pytest.raises(MemoryError):
+        prepare(_request(), stored)
 
 
 def test_a_column_that_the_stored_table_lacks_is_data_lost(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,7 @@ class StoredTable:
             with pa.memory_map(str(self._path)) as file:
                 return pa.ipc.open_file(file, options=options).read_all()
         except (OSError, pa.ArrowException) as error:
+            _raise_if_short(error)
             # Not Arrow's own words, which have the server's path: callers see these.
             raise _lost("the stored table cannot be read") from error
 
@@ -148,6 +150,7 @@ class StoredTable:
         try:
             column.validate(full=True)
         except pa.ArrowException as error:
+            _raise_if_short(error)
             raise _lost(f"column {name!r} of the stored table is damaged ({error})") from error
         self._refuse_missing(name, column)
         return column
@@ -162,6 +165,12 @@ class StoredTable:
 
 def _as_floats(values: pa.ChunkedArray) -> npt.NDArray[np.float64]:
     return np.asarray(values.cast(pa.float64(), safe=False).to_numpy(), dtype=np.float64)
+
+
+def _raise_if_short(error: Exception) -> None:
+    """Raise MemoryError where that is all that is wrong: nothing of the file is lost."""
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        raise MemoryError from error
 
 
 def _lost(what: str) -> JobFailure:

@@ -78,11 +78,13 @@ class Health:
 
     async def _statuses_of(self, name: str) -> AsyncIterator[int]:
         last = None
-        while not self._ended:
+        while True:
             changed, status = self._changed, self._statuses.get(name, _UNKNOWN)
             if status != last:
                 last = status
                 yield status
+            elif self._ended:
+                return
             else:
                 await changed.wait()
 

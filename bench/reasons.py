@@ -29,10 +29,4 @@ REASONS: dict[str, str] = {
         "medians of runs were 1.46 to 1.505. First rows and labels in four and two bytes would "
         "give 0.04."
     ),
-    "GetTraining calls/s / bare grpc.aio echo": (
-        "0.575 before answers that nobody reads were counted and turned into bytes by the server "
-        "itself, which takes 15 to 40 of 500 us a call and keeps one caller from taking all "
-        "memory. The rest is the same: the check of the message, and one look into the database "
-        "in its own thread."
-    ),
 }

@@ -395,9 +395,9 @@ def test_a_stopping_server_ends_watches_at_once(
 def slow_job(
     start_server: StartServer, columns: Callable[..., Any], small: RequestFor
 ) -> Callable[[str], tuple[Any, training_pb2.TrainingJob]]:
-    """Starts a server and a job on it that is in an epoch which takes more than a second."""
+    """Starts a server and a job on it, a second into an epoch that takes two or more."""
 
-    def begin(grace: str, rows: int = 2500, epoch: int = 2) -> tuple[Any, training_pb2.TrainingJob]:
+    def begin(grace: str, rows: int = 6000, epoch: int = 2) -> tuple[Any, training_pb2.TrainingJob]:
         server = start_server("--grace", grace)
         with server.client() as client:
             dataset = client.upload(columns(rows)).name

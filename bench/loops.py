@@ -162,12 +162,13 @@ def make_step(task: Task, capturable: bool = False) -> Callable[[], None]:
     """
     trainer = task.request.trainer
     setup = set_up(task.request, task.prepared, task.threads)
-    starts, labels = setup.train.batches(trainer.batch_size)[0]
+    batch = next(setup.train.batches(trainer.batch_size))
+    smoothing = trainer.label_smoothing
     for group in setup.optimizer.param_groups:
         group["capturable"] = capturable
 
     def step() -> None:
-        set_gradients(setup, trainer.label_smoothing, starts, labels, trainer.batch_size)
+        set_gradients(setup, smoothing, batch.starts, batch.labels, trainer.batch_size)
         clip_grad_norm_(setup.model.parameters(), trainer.gradient_clip_norm)
         setup.optimizer.step()
 

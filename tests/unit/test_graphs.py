@@ -53,7 +53,8 @@ def batches(setup: Setup) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Full ones and a smaller one, each with shares for mixtures."""
     count = FULL * SIZE + 5
     shares = torch.rand(count, generator=torch.Generator().manual_seed(1))
-    columns = (setup.train.starts[:count], setup.train.labels[:count], shares)
+    taken = setup.train.take(slice(count))
+    columns = (taken.starts, taken.labels, shares)
     return list(zip(*(torch.split(column, SIZE) for column in columns), strict=True))
 
 

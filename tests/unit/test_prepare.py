@@ -14,7 +14,7 @@ import pytest
 from trainwire import contract
 from trainwire.v1 import dataset_pb2, training_pb2
 from trainwire_server.data import features, profile
-from trainwire_server.data.prepare import Prepared, Split, prepare
+from trainwire_server.data.prepare import Prepared, Split, narrow, prepare
 from trainwire_server.errors import JobFailure
 
 ROWS = 400
@@ -80,6 +80,19 @@ def test_one_series_labelled_by_a_column(tmp_path: Path) -> None:
     for split in (found.train, found.validation, found.test):
         assert split.labels.tolist() == columns["side"][split.starts + 9].tolist()
     assert found.warnings == []
+
+
+def test_first_rows_and_labels_take_no_more_bytes_than_they_need(tmp_path: Path) -> None:
+    train = _prepare(tmp_path, _columns()).train
+    assert (train.starts.itemsize, train.labels.itemsize) == (4, 2)
+
+
+def test_rows_that_four_bytes_cannot_count_take_eight() -> None:
+    most = np.iinfo(np.int32).max
+    rows = np.array([0, most], dtype=np.int64)
+    assert narrow(rows, most).dtype == np.int32
+    assert narrow(rows, most).tolist() == rows.tolist()
+    assert narrow(rows + 1, most + 1).tolist() == [1, most + 1]
 
 
 def test_features_are_scaled_by_training_rows(tmp_path: Path) -> None:

@@ -31,7 +31,8 @@ def split(make_request: MakeRequest, make_prepared: MakePrepared) -> Setup:
 
 
 def gradients(setup: Setup, batch: int = 32, micro_batch: int = 32) -> list[Tensor]:
-    set_gradients(setup, 0.1, setup.train.starts[:batch], setup.train.labels[:batch], micro_batch)
+    taken = setup.train.take(slice(batch))
+    set_gradients(setup, 0.1, taken.starts, taken.labels, micro_batch)
     return [p.grad.clone() for p in setup.model.parameters() if p.grad is not None]
 
 

@@ -111,8 +111,8 @@ def collect(events: Iterator[training_pb2.TrainingEvent], seen: Events) -> None:
 
 
 def gradients(setup: Setup, batch: int, micro_batch: int) -> list[Tensor]:
-    starts, labels = setup.train.starts[:batch], setup.train.labels[:batch]
-    set_gradients(setup, 0.1, starts, labels, micro_batch)
+    taken = setup.train.take(slice(batch))
+    set_gradients(setup, 0.1, taken.starts, taken.labels, micro_batch)
     return [p.grad.clone() for p in setup.model.parameters() if p.grad is not None]
 
 
@@ -135,11 +135,11 @@ def test_classes_that_lie_unevenly_in_the_parts_weigh_the_same(
     setup = set_up(make_request(**EXACT), make_prepared(), 1)
     order = setup.train.labels.argsort(stable=True)
     order = torch.cat([order[:16], order[-16:]])
-    starts, labels = setup.train.starts[order], setup.train.labels[order]
-    assert not set(labels[:16].tolist()) & set(labels[16:].tolist())
+    taken = setup.train.take(order)
+    assert not set(taken.labels[:16].tolist()) & set(taken.labels[16:].tolist())
     found = []
     for micro_batch in (32, 16):
-        set_gradients(setup, 0.1, starts, labels, micro_batch)
+        set_gradients(setup, 0.1, taken.starts, taken.labels, micro_batch)
         found.append([p.grad.clone() for p in setup.model.parameters() if p.grad is not None])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-6)
@@ -150,7 +150,8 @@ def test_mixtures_are_those_of_the_batch_however_it_is_cut(
     threads: int, micro_batch: int, make_request: MakeRequest, make_prepared: MakePrepared
 ) -> None:
     setup = set_up(make_request(**EXACT), make_prepared(), threads)
-    starts, labels = setup.train.starts[:32], setup.train.labels[:32]
+    taken = setup.train.take(slice(32))
+    starts, labels = taken.starts, taken.labels
     shares = torch.rand(32, generator=torch.Generator().manual_seed(0))
     shares[3] = 0.5
     parts = set_gradients(setup, 0.1, starts, labels, micro_batch, shares)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,19 +24,21 @@ from trainwire_server.data.table import StoredTable
 from trainwire_server.data.targets import find_target
 from trainwire_server.errors import listed
 
+Integers = npt.NDArray[np.signedinteger[Any]]
+
 
 @dataclass(frozen=True)
 class Split:
-    """The windows of one split.
+    """The windows of one split, in integers as small as will do: a run holds them to its end.
 
     Attributes:
-        starts: int64 [n], first step of each window in `Prepared.features`, ascending.
-        labels: int64 [n], class index of each window.
+        starts: [n], first step of each window in `Prepared.features`, ascending.
+        labels: [n], class index of each window.
         rows: number of the table's rows that at least one of the windows covers.
     """
 
-    starts: npt.NDArray[np.int64]
-    labels: npt.NDArray[np.int64]
+    starts: Integers
+    labels: Integers
     rows: int
 
 
@@ -203,7 +206,16 @@ def _split(taken: samples.Samples, which: int, length: int, steps: int, rows: in
     chosen = taken.splits == which
     starts = taken.starts[chosen]
     covered = windows.covered_rows(starts, length, rows)
-    return Split(starts=starts * steps, labels=taken.classes[chosen], rows=int(covered.sum()))
+    return Split(
+        starts=narrow(starts * steps, rows * steps),
+        labels=taken.classes[chosen].astype(np.int16),
+        rows=int(covered.sum()),
+    )
+
+
+def narrow(values: Integers, limit: int) -> Integers:
+    """In four bytes each if the limit, which none exceeds, fits in as many."""
+    return values.astype(np.int32) if limit <= np.iinfo(np.int32).max else values
 
 
 def _warn_of_constant_features(

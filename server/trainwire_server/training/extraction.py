@@ -21,7 +21,7 @@ class Extraction:
     Args:
         network: fitted; its fixed part does not change any more.
         windows: float32 [rows, features, time], may be a view.
-        rows: int64 [n]: all that will be asked for.
+        rows: int32 or int64 [n]: all that will be asked for.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class Extraction:
         self._network = network
         self._windows = windows
         self._places = rows.new_full((len(windows),), -1)
-        self._places[rows] = torch.arange(len(rows), device=rows.device)
+        self._places[rows] = torch.arange(len(rows), dtype=rows.dtype, device=rows.device)
         self._features = torch.empty(len(rows), network.width, device=rows.device)
         self._is_known = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
         self._is_complete = False

@@ -379,7 +379,7 @@ def evaluate(
     tally = Tally(len(setup.weights), setup.device, keeps_scores=True)
     for batch in samples.batches(_windows_at_once(micro_batch)):
         stop_if_cancelled()
-        for part in setup.replicas.map(partial(_predict, setup), *batch):
+        for part in setup.replicas.map(partial(_predict, setup), batch.starts, batch.labels):
             tally.add(*part)
     return tally
 

@@ -5,6 +5,7 @@ The request is read here and nowhere in the loop.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from trainwire.architectures.build import build
 from trainwire.architectures.fitted import FittedNetwork
 from trainwire.v1 import training_pb2
-from trainwire_server.data.prepare import Prepared, Split
+from trainwire_server.data.prepare import Integers, Prepared, Split, narrow
 from trainwire_server.training import smote
 from trainwire_server.training.adjustment import refuse_many_classes
 from trainwire_server.training.augment import (
@@ -42,7 +43,10 @@ EVALUATION_FACTOR = 4
 
 @dataclass(frozen=True)
 class Samples:
-    """Windows of a split, on the device: int64 [n] first rows and int64 [n] class indices."""
+    """Windows of a split, on the device: [n] first rows and [n] class indices.
+
+    Integers as small as will do (`prepare.Split`); int64, as losses want them, of what is taken.
+    """
 
     starts: Tensor
     labels: Tensor
@@ -50,15 +54,13 @@ class Samples:
     def __len__(self) -> int:
         return len(self.starts)
 
-    def take(self, positions: Tensor) -> Samples:
+    def take(self, positions: Tensor | slice) -> Samples:
         """The samples at these positions (integers, on the device), in this order."""
-        return Samples(self.starts[positions], self.labels[positions])
+        return Samples(self.starts[positions].long(), self.labels[positions].long())
 
-    def batches(self, size: int) -> list[tuple[Tensor, Tensor]]:
-        """(starts, labels) of each batch, in order; the last may be smaller."""
-        return list(
-            zip(torch.split(self.starts, size), torch.split(self.labels, size), strict=True)
-        )
+    def batches(self, size: int) -> Iterator[Samples]:
+        """Batch by batch, in order; the last may be smaller."""
+        return (self.take(slice(i, i + size)) for i in range(0, len(self), size))
 
 
 @dataclass(frozen=True)
@@ -66,14 +68,14 @@ class Balance:
     """Which training samples an epoch sees and how its loss weighs them.
 
     Attributes:
-        positions: int32 if that will do, positions in `Setup.train`, some of large classes left
-            out and those of small classes repeated, or synthetic ones among them.
+        positions: in `Setup.train`, some of large classes left out and those of small classes
+            repeated, or synthetic ones among them.
         counts: int64 [classes], training samples of each class.
         balanced_counts: int64 [classes], the same as trained on.
         weights: float64 [classes].
     """
 
-    positions: npt.NDArray[np.int32] | npt.NDArray[np.int64]
+    positions: Integers
     counts: npt.NDArray[np.int64]
     balanced_counts: npt.NDArray[np.int64]
     weights: npt.NDArray[np.float64]
@@ -218,8 +220,8 @@ def _build(
         # not be left out by leaving one out, so balancing comes as weights.
         network.fit_to(
             windows,
-            torch.from_numpy(prepared.train.starts),
-            torch.from_numpy(prepared.train.labels),
+            torch.from_numpy(prepared.train.starts).long(),
+            torch.from_numpy(prepared.train.labels).long(),
             torch.from_numpy(balance.sample_weights),
         )
     return network
@@ -298,7 +300,7 @@ def _synthesize(
 
 def _balance(
     balancing: training_pb2.BalancingParams,
-    labels: npt.NDArray[np.int64],
+    labels: Integers,
     resampled: _Resampled,
     classes: int,
 ) -> Balance:
@@ -308,14 +310,8 @@ def _balance(
     if balancing.use_class_weights:
         weights = class_weights(balanced_counts, balancing.class_weight_method)
     return Balance(
-        positions=_narrow(resampled.positions),
+        positions=narrow(resampled.positions, resampled.positions.max(initial=0)),
         counts=count_classes(labels, classes),
         balanced_counts=balanced_counts,
         weights=weights,
     )
-
-
-def _narrow(positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int32] | npt.NDArray[np.int64]:
-    """In four bytes each where that will do: every epoch has its order beside them."""
-    fits = positions.max(initial=0) <= np.iinfo(np.int32).max
-    return positions.astype(np.int32) if fits else positions

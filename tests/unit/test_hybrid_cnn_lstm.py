@@ -26,6 +26,7 @@ SIZES = training_pb2.HybridCnnLstm(
     lstm_layers=1,
     attention_heads=2,
     attention_head_size=3,
+    normalization=training_pb2.NORMALIZATION_GROUP_NORM,
 )
 
 
@@ -86,6 +87,20 @@ def test_global_average_pooling_gives_the_head_the_mean_of_the_convolutions_too(
     torch.testing.assert_close(network(windows), network.head(summary))
 
 
+def block(inputs: int, outputs: int, *, instance_norm: bool = False) -> ResidualBlock:
+    return ResidualBlock(inputs, outputs, 3, 0.0, instance_norm=instance_norm)
+
+
+def test_instance_norm_normalises_each_channel_over_time() -> None:
+    torch.manual_seed(0)
+    own, windows = block(4, 6, instance_norm=True), torch.randn(2, 4, 12)
+    shapes = own.body[0](windows)
+    deviations = shapes - shapes.mean(dim=2, keepdim=True)
+    normalised = deviations / (deviations.square().mean(dim=2, keepdim=True) + 1e-5).sqrt()
+    expected = own.skip(windows) + torch.nn.functional.gelu(normalised)
+    torch.testing.assert_close(own(windows), expected)
+
+
 def test_dropout_acts_in_training_alone() -> None:
     torch.manual_seed(0)
     network, windows = small(), torch.randn(2, 4, 12)
@@ -112,8 +127,8 @@ def test_every_time_step_counts_even_where_pooling_leaves_a_rest(time: int) -> N
 
 
 def test_the_skip_is_a_projection_only_where_widths_differ() -> None:
-    assert isinstance(ResidualBlock(4, 4, 3, 0.0).skip, torch.nn.Identity)
-    assert isinstance(ResidualBlock(4, 6, 3, 0.0).skip, torch.nn.Conv1d)
+    assert isinstance(block(4, 4).skip, torch.nn.Identity)
+    assert isinstance(block(4, 6).skip, torch.nn.Conv1d)
 
 
 def test_attention_is_softmax_of_scaled_products_plus_input() -> None:

@@ -53,6 +53,7 @@ def _hybrid_cnn_lstm(
         attention_heads=sizes.attention_heads,
         attention_head_size=sizes.attention_head_size,
         global_average_pooling=sizes.global_average_pooling,
+        instance_norm=sizes.normalization == training_pb2.NORMALIZATION_INSTANCE_NORM,
         dropout=model.dropout,
     )
 

@@ -17,7 +17,8 @@ class HybridCnnLstm(nn.Module):
     Takes float32 [batch, features, time] and returns logits [batch, classes]. Features are the
     channels of the convolutions, so the cost grows with time and features separately, not with
     their product as a sequence. Every normalisation works within one sample (GroupNorm, Wu and He
-    2018; LayerNorm, Ba et al. 2016): a sample's logits do not depend on its batch.
+    2018, or InstanceNorm, Ulyanov et al. 2016; LayerNorm, Ba et al. 2016): a sample's logits do not
+    depend on its batch.
 
     Args:
         features: values per time step.
@@ -32,6 +33,7 @@ class HybridCnnLstm(nn.Module):
         attention_head_size: size of each head's queries, keys and values.
         global_average_pooling: the head takes the mean over time of the convolutions too, beside
             that of the attention (as FCN beside the LSTM in Karim et al. 2018, LSTM-FCN).
+        instance_norm: a convolution's channels are normalised each by itself, not in groups.
         dropout: probability, in the convolution blocks and the head.
     """
 
@@ -49,13 +51,14 @@ class HybridCnnLstm(nn.Module):
         attention_heads: int,
         attention_head_size: int,
         global_average_pooling: bool,
+        instance_norm: bool,
         dropout: float,
     ) -> None:
         super().__init__()
         widths = [features] + [conv_channels] * conv_blocks
         self.blocks = nn.Sequential(
             *(
-                ResidualBlock(before, after, kernel_size, dropout)
+                ResidualBlock(before, after, kernel_size, dropout, instance_norm=instance_norm)
                 for before, after in pairwise(widths)
             )
         )
@@ -84,13 +87,17 @@ class HybridCnnLstm(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Convolution, GroupNorm, GELU and dropout, added to the input; the length stays."""
+    """Convolution, normalisation, GELU and dropout, added to the input; the length stays."""
 
-    def __init__(self, inputs: int, outputs: int, kernel_size: int, dropout: float) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, kernel_size: int, dropout: float, *, instance_norm: bool
+    ) -> None:
         super().__init__()
+        # With a group for each channel it is InstanceNorm.
+        groups = outputs if instance_norm else gcd(8, outputs)
         self.body = nn.Sequential(
             nn.Conv1d(inputs, outputs, kernel_size, padding="same"),
-            nn.GroupNorm(gcd(8, outputs), outputs),
+            nn.GroupNorm(groups, outputs),
             nn.GELU(),
             Dropout(dropout),
         )

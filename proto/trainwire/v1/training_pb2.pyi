@@ -90,6 +90,28 @@ become neighbours. Windows that need a missing label or price have no label.
 """
 global___MissingValues = MissingValues
 
+class _Normalization:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _NormalizationEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Normalization.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    NORMALIZATION_UNSPECIFIED: _Normalization.ValueType  # 0
+    NORMALIZATION_GROUP_NORM: _Normalization.ValueType  # 1
+    """Groups of channels, at most eight of them (GroupNorm, Wu and He 2018)."""
+    NORMALIZATION_INSTANCE_NORM: _Normalization.ValueType  # 2
+    """Each channel by itself (InstanceNorm, Ulyanov et al. 2016)."""
+
+class Normalization(_Normalization, metaclass=_NormalizationEnumTypeWrapper):
+    """What a convolution's channels are normalised over; always within one sample, over time."""
+
+NORMALIZATION_UNSPECIFIED: Normalization.ValueType  # 0
+NORMALIZATION_GROUP_NORM: Normalization.ValueType  # 1
+"""Groups of channels, at most eight of them (GroupNorm, Wu and He 2018)."""
+NORMALIZATION_INSTANCE_NORM: Normalization.ValueType  # 2
+"""Each channel by itself (InstanceNorm, Ulyanov et al. 2016)."""
+global___Normalization = Normalization
+
 class _EarlyStoppingMetric:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -974,6 +996,7 @@ class HybridCnnLstm(google.protobuf.message.Message):
     ATTENTION_HEADS_FIELD_NUMBER: builtins.int
     ATTENTION_HEAD_SIZE_FIELD_NUMBER: builtins.int
     GLOBAL_AVERAGE_POOLING_FIELD_NUMBER: builtins.int
+    NORMALIZATION_FIELD_NUMBER: builtins.int
     conv_blocks: builtins.int
     conv_channels: builtins.int
     kernel_size: builtins.int
@@ -983,6 +1006,7 @@ class HybridCnnLstm(google.protobuf.message.Message):
     attention_heads: builtins.int
     attention_head_size: builtins.int
     global_average_pooling: builtins.bool
+    normalization: global___Normalization.ValueType
     def __init__(
         self,
         *,
@@ -995,9 +1019,10 @@ class HybridCnnLstm(google.protobuf.message.Message):
         attention_heads: builtins.int | None = ...,
         attention_head_size: builtins.int | None = ...,
         global_average_pooling: builtins.bool | None = ...,
+        normalization: global___Normalization.ValueType | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_attention_head_size", b"_attention_head_size", "_attention_heads", b"_attention_heads", "_conv_blocks", b"_conv_blocks", "_conv_channels", b"_conv_channels", "_global_average_pooling", b"_global_average_pooling", "_kernel_size", b"_kernel_size", "_lstm_hidden_size", b"_lstm_hidden_size", "_lstm_layers", b"_lstm_layers", "_pool_size", b"_pool_size", "attention_head_size", b"attention_head_size", "attention_heads", b"attention_heads", "conv_blocks", b"conv_blocks", "conv_channels", b"conv_channels", "global_average_pooling", b"global_average_pooling", "kernel_size", b"kernel_size", "lstm_hidden_size", b"lstm_hidden_size", "lstm_layers", b"lstm_layers", "pool_size", b"pool_size"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_attention_head_size", b"_attention_head_size", "_attention_heads", b"_attention_heads", "_conv_blocks", b"_conv_blocks", "_conv_channels", b"_conv_channels", "_global_average_pooling", b"_global_average_pooling", "_kernel_size", b"_kernel_size", "_lstm_hidden_size", b"_lstm_hidden_size", "_lstm_layers", b"_lstm_layers", "_pool_size", b"_pool_size", "attention_head_size", b"attention_head_size", "attention_heads", b"attention_heads", "conv_blocks", b"conv_blocks", "conv_channels", b"conv_channels", "global_average_pooling", b"global_average_pooling", "kernel_size", b"kernel_size", "lstm_hidden_size", b"lstm_hidden_size", "lstm_layers", b"lstm_layers", "pool_size", b"pool_size"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_attention_head_size", b"_attention_head_size", "_attention_heads", b"_attention_heads", "_conv_blocks", b"_conv_blocks", "_conv_channels", b"_conv_channels", "_global_average_pooling", b"_global_average_pooling", "_kernel_size", b"_kernel_size", "_lstm_hidden_size", b"_lstm_hidden_size", "_lstm_layers", b"_lstm_layers", "_normalization", b"_normalization", "_pool_size", b"_pool_size", "attention_head_size", b"attention_head_size", "attention_heads", b"attention_heads", "conv_blocks", b"conv_blocks", "conv_channels", b"conv_channels", "global_average_pooling", b"global_average_pooling", "kernel_size", b"kernel_size", "lstm_hidden_size", b"lstm_hidden_size", "lstm_layers", b"lstm_layers", "normalization", b"normalization", "pool_size", b"pool_size"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_attention_head_size", b"_attention_head_size", "_attention_heads", b"_attention_heads", "_conv_blocks", b"_conv_blocks", "_conv_channels", b"_conv_channels", "_global_average_pooling", b"_global_average_pooling", "_kernel_size", b"_kernel_size", "_lstm_hidden_size", b"_lstm_hidden_size", "_lstm_layers", b"_lstm_layers", "_normalization", b"_normalization", "_pool_size", b"_pool_size", "attention_head_size", b"attention_head_size", "attention_heads", b"attention_heads", "conv_blocks", b"conv_blocks", "conv_channels", b"conv_channels", "global_average_pooling", b"global_average_pooling", "kernel_size", b"kernel_size", "lstm_hidden_size", b"lstm_hidden_size", "lstm_layers", b"lstm_layers", "normalization", b"normalization", "pool_size", b"pool_size"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_attention_head_size", b"_attention_head_size"]) -> typing.Literal["attention_head_size"] | None: ...
     @typing.overload
@@ -1014,6 +1039,8 @@ class HybridCnnLstm(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_lstm_hidden_size", b"_lstm_hidden_size"]) -> typing.Literal["lstm_hidden_size"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_lstm_layers", b"_lstm_layers"]) -> typing.Literal["lstm_layers"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_normalization", b"_normalization"]) -> typing.Literal["normalization"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_pool_size", b"_pool_size"]) -> typing.Literal["pool_size"] | None: ...
 

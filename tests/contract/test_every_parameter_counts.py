@@ -378,7 +378,8 @@ IN_PROCESS: dict[str, Entry] = {
     f"{SIZE}.attention_heads": moves("parameter_count weights", "3"),
     f"{SIZE}.attention_head_size": moves("parameter_count weights", "3"),
     f"{SIZE}.global_average_pooling": moves("parameter_count weights", "true"),
-    f"{SIZE}.normalization": moves(LEARNING, "INSTANCE_NORM"),
+    # Up to eight channels are a group each anyway.
+    f"{SIZE}.normalization": moves(LEARNING, "INSTANCE_NORM", base={f"{SIZE}.conv_channels": "16"}),
     "model.linear.pool_size": moves(
         "parameter_count weights", "2", base={"model.linear.pool_size": "1"}
     ),

@@ -98,7 +98,7 @@ class _NormalizationEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._
     DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     NORMALIZATION_UNSPECIFIED: _Normalization.ValueType  # 0
     NORMALIZATION_GROUP_NORM: _Normalization.ValueType  # 1
-    """Groups of channels, at most eight of them (GroupNorm, Wu and He 2018)."""
+    """Groups of channels, gcd(8, conv_channels) of them (GroupNorm, Wu and He 2018)."""
     NORMALIZATION_INSTANCE_NORM: _Normalization.ValueType  # 2
     """Each channel by itself (InstanceNorm, Ulyanov et al. 2016)."""
 
@@ -107,7 +107,7 @@ class Normalization(_Normalization, metaclass=_NormalizationEnumTypeWrapper):
 
 NORMALIZATION_UNSPECIFIED: Normalization.ValueType  # 0
 NORMALIZATION_GROUP_NORM: Normalization.ValueType  # 1
-"""Groups of channels, at most eight of them (GroupNorm, Wu and He 2018)."""
+"""Groups of channels, gcd(8, conv_channels) of them (GroupNorm, Wu and He 2018)."""
 NORMALIZATION_INSTANCE_NORM: Normalization.ValueType  # 2
 """Each channel by itself (InstanceNorm, Ulyanov et al. 2016)."""
 global___Normalization = Normalization

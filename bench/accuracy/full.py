@@ -57,7 +57,8 @@ def _market_runs(sets: Sets, prices: dict[str, str]) -> Iterator[Run]:
         seeds = SEEDS if name == "stocks" else SEEDS[:1]
         for model in recipes.MARKET:
             yield from markets.market_runs(name, dataset, model, seeds)
-    yield from ablation_runs("ECG5000", *sets["ECG5000"], SEEDS)
+    ecg = sets["ECG5000"]
+    yield from ablation_runs("ECG5000", ecg.dataset, ecg.settings, SEEDS)
     yield from ablation_runs("stocks", prices["stocks"], LAYOUT, SEEDS)
 
 

@@ -5,6 +5,8 @@ None was chosen by a test figure of this bench; the page says how they were chos
 
 from __future__ import annotations
 
+import math
+
 from bench.accuracy.jobs import Settings
 
 SERIES: Settings = {
@@ -55,14 +57,19 @@ INCEPTION_TIME: Settings = _ALL_EPOCHS | {
     "trainer.use_augmentation": "false",
 }
 HYBRID: Settings = _ALL_EPOCHS | {
+    "model.hybrid_cnn_lstm.conv_blocks": "4",
+    "model.hybrid_cnn_lstm.kernel_size": "9",
+    "model.hybrid_cnn_lstm.normalization": "INSTANCE_NORM",
     "model.hybrid_cnn_lstm.pool_size": "4",
     "model.hybrid_cnn_lstm.global_average_pooling": "true",
     "model.dropout": "0.1",
-    "trainer.learning_rate": "0.003",
+    "trainer.learning_rate": "0.001",
     "trainer.batch_size": "8",
     "trainer.epochs": "200",
 }
 """The default network on small training sets."""
+HYBRID_STEPS = 1500
+"""What it takes at least: of few series that is more epochs."""
 
 SMALL_HYBRID: Settings = {
     "model.hybrid_cnn_lstm.conv_channels": "32",
@@ -113,6 +120,16 @@ MARKET: dict[str, Settings] = {
     },
 }
 """On prices; the hybrid with the default balancing."""
+
+
+def literature(model: str, training_series: int) -> Settings:
+    """The settings of a model beside published figures, for so many series."""
+    settings = LITERATURE[model]
+    if model != "hybrid_cnn_lstm":
+        return settings
+    steps = math.ceil(training_series / int(settings["trainer.batch_size"]))
+    epochs = max(int(settings["trainer.epochs"]), math.ceil(HYBRID_STEPS / steps))
+    return settings | {"trainer.epochs": str(epochs)}
 
 
 def hold_out(training_series: int) -> Settings:

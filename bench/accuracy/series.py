@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,6 +17,20 @@ from trainwire_client import TrainingClient, series
 LITERATURE, ABLATION = "literature", "ablation"
 
 
+class Uploaded(NamedTuple):
+    """A set on the server.
+
+    Attributes:
+        dataset: its resource name.
+        settings: those of the data.
+        training_series: of the training part.
+    """
+
+    dataset: str
+    settings: Settings
+    training_series: int
+
+
 class Sets:
     """Sets of the archives, uploaded when they are first asked for.
 
@@ -26,20 +41,20 @@ class Sets:
 
     def __init__(self, client: TrainingClient, folder: Path) -> None:
         self._client, self._folder = client, folder
-        self._known: dict[str, tuple[str, Settings]] = {}
+        self._known: dict[str, Uploaded] = {}
 
-    def __getitem__(self, name: str) -> tuple[str, Settings]:
-        """Resource name and the settings of the data."""
+    def __getitem__(self, name: str) -> Uploaded:
+        """The set of this name."""
         if name not in self._known:
             self._known[name] = self._upload(name)
         return self._known[name]
 
-    def _upload(self, name: str) -> tuple[str, Settings]:
+    def _upload(self, name: str) -> Uploaded:
         files = extract(name, self._folder)
         table = series.read_table([files.train, files.test], pa)
         training = pc.sum(pc.equal(table["split"], "train")).as_py()
         settings = recipes.SERIES | recipes.hold_out(training)
-        return self._client.upload(table).name, settings
+        return Uploaded(self._client.upload(table).name, settings, training)
 
 
 def literature_runs(
@@ -47,10 +62,10 @@ def literature_runs(
 ) -> Iterator[Run]:
     """A model on sets with published figures."""
     for name in names:
-        dataset, data = sets[name]
-        settings = data | recipes.LITERATURE[model]
+        one = sets[name]
+        settings = one.settings | recipes.literature(model, one.training_series)
         for seed in seeds:
-            yield Run(LITERATURE, name, model, "", seed, dataset, settings)
+            yield Run(LITERATURE, name, model, "", seed, one.dataset, settings)
 
 
 def ablation_runs(data: str, dataset: str, layout: Settings, seeds: Sequence[int]) -> Iterator[Run]:

@@ -151,7 +151,7 @@ def test_no_other_balancing_is_advised_where_the_figures_do_not_ask_for_it(
 def test_every_recipe_is_a_request_that_keeps_the_contract() -> None:
     series = recipes.SERIES | recipes.hold_out(50)
     layouts = {"ECG5000": series, "stocks": prices.LAYOUT}
-    requests = [(series, recipe) for recipe in recipes.LITERATURE.values()]
+    requests = [(series, recipes.literature(model, 50)) for model in recipes.LITERATURE]
     requests += [(prices.LAYOUT, recipe) for recipe in recipes.MARKET.values()]
     for data, models in recipes.ABLATION.items():
         requests += [(layouts[data], recipe) for recipe in models.values()]
@@ -161,6 +161,12 @@ def test_every_recipe_is_a_request_that_keeps_the_contract() -> None:
         assert not contract.violations(request)
         assert not contract.warnings(request)
         assert request.trainer.seed == 3
+
+
+@pytest.mark.parametrize(("series", "epochs"), [(500, "200"), (60, "200"), (25, "375")])
+def test_few_series_are_seen_more_often(series: int, epochs: str) -> None:
+    """By the hybrid, which takes 1,500 batches of 8 at least."""
+    assert recipes.literature("hybrid_cnn_lstm", series)["trainer.epochs"] == epochs
 
 
 def test_files_are_unpacked_from_the_packages(tmp_path: Path) -> None:

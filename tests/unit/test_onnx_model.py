@@ -29,6 +29,11 @@ Run = Callable[..., list[training_pb2.TrainingEvent]]
 
 ARCHITECTURES = {
     "hybrid_cnn_lstm": {},
+    "hybrid_cnn_lstm, other layers": {
+        "model__hybrid_cnn_lstm__conv_channels": "16",
+        "model__hybrid_cnn_lstm__normalization": "INSTANCE_NORM",
+        "model__hybrid_cnn_lstm__global_average_pooling": "true",
+    },
     "linear": {"model__linear__pool_size": "2"},
     "inception_time": {"model__inception_time__depth": "3", "model__inception_time__filters": "4"},
     "mini_rocket": {"model__mini_rocket__features_per_kernel": "4"},

@@ -6,6 +6,7 @@ Every ratio is of two things measured in turns on the same machine, in one run.
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable
 
@@ -26,6 +27,8 @@ PACKAGES = ["torch", "numpy", "grpcio", "scikit-learn", "lightning", "tsai", "fa
 
 def main() -> None:
     """Measure, print the table, write the results and the page."""
+    # As with Ctrl-C: the servers that it started end with it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     began, load = time.monotonic(), os.getloadavg()[2]
     figures = _measure()
     print("\n".join(figure.row() for figure in [*figures, gpu.LOOP, gpu.REPLAY]))

@@ -7,6 +7,7 @@ of it that ends with an error if a floor is missed; it writes nothing.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -29,6 +30,8 @@ PACKAGES = ["torch", "numpy", "scikit-learn"]
 
 def main() -> int:
     """Measure and write the page, or check the floors; the exit status."""
+    # As with Ctrl-C: the server that it started ends with it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     parser = argparse.ArgumentParser(description="Measure accuracy through a real server.")
     parser.add_argument("--quick", action="store_true", help="a small part, against floors")
     if parser.parse_args().quick:

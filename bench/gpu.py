@@ -125,7 +125,9 @@ def _score(true: Sequence[int], predicted: Sequence[int]) -> np.ndarray:
 
 def _replayed(task: Task) -> float:
     """Windows per second of the trainer's step as a CUDA graph, replayed back to back."""
-    graph = _capture(loops.make_step(task, capturable=True))
+    # Kept: the graph reads the step's tensors where they are.
+    step = loops.make_step(task, capturable=True)
+    graph = _capture(step)
     count = len(task.prepared.train.starts) // BATCH
     _timed(graph.replay, WARM_UP)
     return count * BATCH / _timed(graph.replay, count)

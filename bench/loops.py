@@ -57,6 +57,7 @@ def make_network(task: Task) -> nn.Module:
     """The plain network with torch as a script of its own would find it, and fresh weights."""
     # What ran before in this process asked for reproducible kernels; people seldom do.
     torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.deterministic = False
     torch.set_num_threads(task.threads)
     torch.manual_seed(task.request.trainer.seed)
     prepared = task.prepared

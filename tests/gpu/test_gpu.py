@@ -7,7 +7,9 @@ Needs torch, NumPy, pyarrow, safetensors, protobuf and pytest, nothing else:
 from __future__ import annotations
 
 import warnings
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ from trainwire_server.training import graphs
 from trainwire_server.training.fit import evaluate, train
 from trainwire_server.training.graphs import Step
 from trainwire_server.training.setup import set_up
-from trainwire_server.training.steps import Part
+from trainwire_server.training.steps import Part, set_gradients
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -31,12 +33,12 @@ NAMES = ["hold", "buy", "sell"]
 def _prepared() -> Prepared:
     rng = np.random.default_rng(0)
     wave = np.sin(np.arange(4000) / 9)
-    labels = np.digitize(wave, [0.5, 0.95]).astype(np.int64)
+    labels = np.digitize(wave, [0.5, 0.95]).astype(np.int16)
     features = rng.standard_normal((4000, FEATURES)).astype(np.float32)
     features[:, 0] = wave + 0.1 * features[:, 0]
 
     def split(first: int, last: int) -> Split:
-        starts = np.arange(first, last)
+        starts = np.arange(first, last, dtype=np.int32)
         return Split(starts, labels[starts + TIME - 1], last - first + TIME - 1)
 
     return Prepared(
@@ -69,6 +71,7 @@ def _request(precision: str, deterministic: bool = True) -> training_pb2.Trainin
 
 def _run(request: training_pb2.TrainingRequest, folder: Path) -> list[training_pb2.TrainingEvent]:
     folder.mkdir()
+    torch.cuda.reset_peak_memory_stats()
     return list(train(request, _prepared(), folder, 1, lambda: False))
 
 
@@ -113,6 +116,27 @@ def test_graphs_give_the_bits_of_single_kernels(
     _run(request, tmp_path / "kernels")
     one, two = (tmp_path / name / "bundle/model.safetensors" for name in ("graphs", "kernels"))
     assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_capture_that_fails_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
+    # In a process of its own, which may be left unable to compute.
+    process = get_context("spawn").Process(target=_train_with_a_step_that_waits, args=(tmp_path,))
+    process.start()
+    process.join(300)
+    assert process.exitcode == 0
+
+
+def _train_with_a_step_that_waits(folder: Path) -> None:
+    def wait(*args: Any, **kwargs: Any) -> list[Part]:
+        torch.zeros((), device="cuda").item()  # no capture allows it
+        return set_gradients(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graphs, "set_gradients", wait)
+        events = _run(_request("FP32"), folder / "waits")
+    reasons = [event.warning.reason for event in events if event.HasField("warning")]
+    assert reasons.count(training_pb2.WARNING_REASON_NO_CUDA_GRAPH) == 1
+    assert events[-1].succeeded.test.macro_f1 > 0.7
 
 
 def test_streamed_windows_give_the_bits_of_resident_ones(

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,12 +28,12 @@ Events = list[training_pb2.TrainingEvent]
 def _prepared() -> Prepared:
     rng = np.random.default_rng(0)
     wave = np.sin(np.arange(ROWS) / 9)
-    labels = np.digitize(wave, [0.5, 0.95]).astype(np.int64)
+    labels = np.digitize(wave, [0.5, 0.95]).astype(np.int16)
     features = rng.standard_normal((ROWS, 4)).astype(np.float32)
     features[:, 0] = wave + 0.1 * features[:, 0]
 
     def split(first: int, last: int) -> Split:
-        starts = np.arange(first, last)
+        starts = np.arange(first, last, dtype=np.int32)
         return Split(starts, labels[starts + TIME - 1], last - first + TIME - 1)
 
     return Prepared(
@@ -67,6 +68,9 @@ def _request() -> training_pb2.TrainingRequest:
 
 def _run(folder: Path) -> Events:
     folder.mkdir()
+    # What a run before left would let memory run out at another place.
+    gc.collect()
+    torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     return list(train(_request(), _prepared(), folder, 1, lambda: False))
 

@@ -87,6 +87,9 @@ def fix_arithmetic(deterministic: bool) -> None:
     torch.backends.cudnn.benchmark = not deterministic
     # cuDNN's default is TF32, whose 10-bit mantissa is not what PRECISION_FP32 promises.
     torch.backends.fp32_precision = "ieee"  # type: ignore[attr-defined] # made at run time
+    # In torch 2.11 the line above does not reach these (pytorch/pytorch#179445).
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    torch.backends.cudnn.rnn.fp32_precision = "ieee"  # type: ignore[attr-defined]
 
 
 def peak_memory_bytes(device: torch.device) -> int:

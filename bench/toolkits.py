@@ -101,7 +101,7 @@ def tsai(task: Task) -> Run:
     cut = len(prepared.train.starts)
     loaders = get_ts_dls(
         np.ascontiguousarray(view[starts]),
-        np.concatenate([split.labels for split in splits]),
+        np.concatenate([split.labels for split in splits]).astype(np.int64),
         splits=(list(range(cut)), list(range(cut, len(starts)))),
         bs=trainer.batch_size,
         drop_last=False,

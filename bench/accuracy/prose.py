@@ -65,11 +65,10 @@ setting was chosen by one.
 `inception_time` has the recommended settings, with batches of 8 because the sets are so small. Its
 groups were chosen earlier with test figures of ItalyPowerDemand, GunPoint and ECG5000 in view: that
 is what the further sets are here for. The epoch of the lowest validation loss had 93.5 beside 95.7
-in the run whose other rows stand here: -2.2, missed by one or two series; earlier records had -1.6,
-and why these differ, while those of the other models are the same to the digits shown, is not
-known. Two to four series validated, and that they pick an epoch nearly by chance was known from the
-hybrid (below); so the last epoch is taken here too, and a twentieth validates. These rows were
-measured again after that run, and no others.
+in an earlier run: -2.2, missed by one or two series; still earlier records had -1.6, and why these
+differ, while those of the other models are the same to the digits shown, is not known. Two to four
+series validated, and that they pick an epoch nearly by chance was known from the hybrid (below); so
+the last epoch is taken here too, and a twentieth validates.
 
 `hybrid_cnn_lstm` has one recipe for all sets, chosen in four rounds, none by a test figure of a
 set in these tables; where the epochs given would be less than 1,500 steps, it has as many as make

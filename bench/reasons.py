@@ -22,11 +22,4 @@ REASONS: dict[str, str] = {
         "batches, and hashing and writing in two threads changed nothing; a faster digest would, "
         "but a dataset's name is its SHA-256."
     ),
-    "memory a worker adds to train / the table's bytes": (
-        "The float32 matrix is 1.0; first rows and labels of a million windows (int64, as torch "
-        "indexes) are 0.06, their order (int32) 0.03; activations of a batch in two threads, "
-        "weights and what torch loads with its first step are the rest. It lies at the bar: "
-        "medians of runs were 1.46 to 1.505. First rows and labels in four and two bytes would "
-        "give 0.04."
-    ),
 }

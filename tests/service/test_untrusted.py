@@ -753,11 +753,22 @@ def test_downloads_that_have_ended_unread_are_not_without_number(
     with server.channel() as channel:
         stub: Any = model_pb2_grpc.ModelServiceStub(channel)
         unread = []
-        for _ in range(8):
-            until(lambda: not refusal_to(server, request))
+
+        def leave_one() -> None:
             unread.append(stub.DownloadModel(request))
             assert next(unread[-1]).file.name
-        until(lambda: "neither read" in refusal_to(server, request))
+
+        def are_too_many() -> bool:
+            found = refusal_to(server, request)
+            if not found:
+                # One whose bytes the connection had all taken when it ended does not count.
+                leave_one()
+            return "neither read" in found
+
+        for _ in range(8):
+            until(lambda: not refusal_to(server, request))
+            leave_one()
+        until(are_too_many)
         refused = refusal(lambda: stub.DownloadModel(request))
         assert (refused.reason, refused.metadata["quota"]) == ("QUOTA_EXCEEDED", "max_transfers")
         # Whoever asks, it is the server that has too many, and not for long.

@@ -116,8 +116,8 @@ blocks with these steps gained 9.7 points on Fungi, 8.6 on DiatomSizeReduction, 
 and 6.4 on Crop (400 series each), 2.9 in the mean, of one to three seeds each, and was taken. On
 top of it kernels of 17, a maximum over time beside the mean, dropout of 0.3, and LSTMs of 8 units
 or with a dropout of their own of 0.8 (as LSTM-FCN has it), and the mean of the convolutions
-normalised by itself before the head were not better on most. BatchNorm
-without LSTM had 90 on FaceAll, where this recipe has 80: that is still out of reach.
+normalised by itself before the head were not better on most. BatchNorm without LSTM had 90 on
+FaceAll, where this recipe has 80: that is still out of reach.
 
 The epochs of the ablation and of the markets were set by what they cost. What is not listed is the
 contract's default.

@@ -584,7 +584,7 @@ def test_thousands_of_idle_streams(attacked: Server) -> None:
         running = client.submit(small_request(dataset, epochs=100_000, early_stopping_patience=0))
         waiting = client.submit(small_request(dataset))
         before = resident_bytes(pid)
-        waves = [asyncio.run(idle_streams(attacked, waiting.name, 2_000)) for _ in range(6)]
+        waves = [asyncio.run(idle_streams(attacked, waiting.name, 2_000)) for _ in range(7)]
         for job in (waiting, running):
             client.cancel(job)
             assert list(client.watch(job))
@@ -592,10 +592,9 @@ def test_thousands_of_idle_streams(attacked: Server) -> None:
         client.delete(dataset)
     print([f"{(wave - before) / MEBIBYTE:.0f} MiB" for wave in waves])  # noqa: T201
     assert max(waves) - before < 150 * MEBIBYTE
-    # What streams took that have gone is there for those that come: of the 60 MiB of a wave hardly
-    # any is added by the next. Measured over 20 waves, 60,000 streams: 2 MiB a wave, 0.6 KB each. A
-    # single wave takes up to 20 MiB more than another, for the order in which calls come and go.
-    assert min(waves[3:]) - min(waves[:3]) < 30 * MEBIBYTE
+    # What streams took that have gone is there for those that come. The first wave is lower, and a
+    # single one takes up to 20 MiB more than another, for the order in which calls come and go.
+    assert min(waves[4:]) - min(waves[1:4]) < 15 * MEBIBYTE
 
 
 async def ends_of(calls: Sequence[Any]) -> Counter[str]:

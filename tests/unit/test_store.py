@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -180,3 +181,21 @@ def test_a_database_of_another_version_is_refused_and_left_alone(tmp_path: Path)
     with pytest.raises(sqlite3.DatabaseError, match="another version"):
         Store(path)
     assert path.read_bytes() == before
+
+
+def test_what_a_caller_that_left_asked_wrongly_is_forgotten(tmp_path: Path) -> None:
+    told: list[object] = []
+
+    async def work(store: Store) -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, fault: told.append(fault))
+        asking = asyncio.create_task(store.set_alias("none", None))
+        await asyncio.sleep(0)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        # The thread works in order: what was asked before has been answered.
+        await store.names()
+
+    run(tmp_path, work)
+    gc.collect()
+    assert told == []

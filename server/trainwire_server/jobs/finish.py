@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable
 from typing import Any, TypeVar
 
 import structlog
@@ -14,18 +14,18 @@ from trainwire_server.identity import call_fields
 _T = TypeVar("_T")
 
 
-async def finish(work: Coroutine[Any, Any, _T]) -> _T:
+async def finish(work: Awaitable[_T]) -> _T:
     """The result of work that must not be left half done, whoever asked for it."""
-    task = asyncio.create_task(work)
+    future = asyncio.ensure_future(work)
     try:
-        return await asyncio.shield(task)
+        return await asyncio.shield(future)
     except asyncio.CancelledError:
-        task.add_done_callback(_hear)
+        future.add_done_callback(_hear)
         raise
 
 
-def _hear(task: asyncio.Task[Any]) -> None:
+def _hear(future: asyncio.Future[Any]) -> None:
     """Take an error that nobody waits for: what the caller did wrong is forgotten with the call."""
-    error = None if task.cancelled() else task.exception()
+    error = None if future.cancelled() else future.exception()
     if error is not None and not isinstance(error, RequestError):
         structlog.get_logger().error("rpc.error", exc_info=error, **call_fields())

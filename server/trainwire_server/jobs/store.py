@@ -23,6 +23,7 @@ from trainwire.v1 import dataset_pb2, model_pb2, training_pb2
 from trainwire_server.errors import InvalidRequest, ModelInUse, NotFound, listed
 from trainwire_server.jobs import database
 from trainwire_server.jobs.database import transaction
+from trainwire_server.jobs.finish import finish
 from trainwire_server.meters import Meters
 
 _P = ParamSpec("_P")
@@ -66,8 +67,7 @@ class Store:
         work = loop.run_in_executor(
             self._thread, lambda: function(self._connection, *args, **kwargs)
         )
-        # A caller that is cancelled must not leave before what it asked for is done.
-        return await asyncio.shield(work)
+        return await finish(work)
 
     async def _write(
         self,

@@ -25,6 +25,7 @@ from trainwire_server.execution.answers import ask
 from trainwire_server.execution.executor import Executor, Ingest
 from trainwire_server.identity import call_fields
 from trainwire_server.jobs import job as jobs
+from trainwire_server.jobs.finish import finish
 from trainwire_server.jobs.tenants import Tenant, Tenants
 from trainwire_server.meters import Meters
 from trainwire_server.service.pages import page_bounds, page_token
@@ -180,7 +181,7 @@ async def _keep(
     """Take the upload in; done before it is discarded, even if the caller leaves."""
     keeping = asyncio.create_task(_make_room_and_keep(tenant, upload, dataset))
     try:
-        return await asyncio.shield(keeping)
+        return await finish(keeping)
     except asyncio.CancelledError:
         await asyncio.wait([keeping])
         raise
@@ -194,7 +195,7 @@ async def _make_room_and_keep(
 
 
 async def _discard(upload: Upload) -> None:
-    await asyncio.shield(asyncio.to_thread(upload.discard))
+    await finish(asyncio.to_thread(upload.discard))
 
 
 class _Arriving:

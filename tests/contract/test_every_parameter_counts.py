@@ -377,9 +377,10 @@ IN_PROCESS: dict[str, Entry] = {
     f"{SIZE}.lstm_layers": moves("parameter_count weights", "2"),
     f"{SIZE}.attention_heads": moves("parameter_count weights", "3"),
     f"{SIZE}.attention_head_size": moves("parameter_count weights", "3"),
-    f"{SIZE}.global_average_pooling": moves("parameter_count weights", "true"),
     # Up to eight channels are a group each anyway.
     f"{SIZE}.normalization": moves(LEARNING, "INSTANCE_NORM", base={f"{SIZE}.conv_channels": "16"}),
+    f"{SIZE}.convolution_head": moves("parameter_count weights", "true"),
+    f"{SIZE}.channel_noise": moves(LEARNING, "0.2"),
     "model.linear.pool_size": moves(
         "parameter_count weights", "2", base={"model.linear.pool_size": "1"}
     ),

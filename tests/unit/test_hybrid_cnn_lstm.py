@@ -30,11 +30,11 @@ SIZES = training_pb2.HybridCnnLstm(
 )
 
 
-def small(**changes: Any) -> torch.nn.Module:
+def small(dropout: float = 0.5, **changes: Any) -> torch.nn.Module:
     sizes = training_pb2.HybridCnnLstm()
     sizes.CopyFrom(SIZES)
     sizes.MergeFrom(training_pb2.HybridCnnLstm(**changes))
-    return build(training_pb2.ModelParams(dropout=0.5, hybrid_cnn_lstm=sizes), 4, 3, 12)
+    return build(training_pb2.ModelParams(dropout=dropout, hybrid_cnn_lstm=sizes), 4, 3, 12)
 
 
 @settings(max_examples=40)
@@ -67,7 +67,9 @@ def test_any_sizes_give_logits_and_gradients(
         assert parameter.grad.isfinite().all(), name
 
 
-@pytest.mark.parametrize("field", [field.name for field in SIZES.DESCRIPTOR.fields])
+@pytest.mark.parametrize(
+    "field", sorted({field.name for field in SIZES.DESCRIPTOR.fields} - {"channel_noise"})
+)
 def test_every_size_changes_the_network(field: str) -> None:
     torch.manual_seed(0)
     before = small()
@@ -77,18 +79,39 @@ def test_every_size_changes_the_network(field: str) -> None:
     assert not torch.equal(before.eval()(windows), after.eval()(windows))
 
 
-def test_global_average_pooling_gives_the_head_the_mean_of_the_convolutions_too() -> None:
+def test_a_convolution_head_answers_beside_the_other_one() -> None:
     torch.manual_seed(0)
-    network: Any = small(global_average_pooling=True).eval()
+    network: Any = small(convolution_head=True).eval()
     windows = torch.randn(2, 4, 12)
     shapes = network.blocks(windows)
     states = network.norm(network.lstm(network.pool(shapes).transpose(1, 2))[0])
-    summary = torch.cat([network.attention(states).mean(dim=1), shapes.mean(dim=2)], dim=1)
-    torch.testing.assert_close(network(windows), network.head(summary))
+    recurrent = network.head(network.attention(states).mean(dim=1))
+    own = network.convolution_head(shapes.mean(dim=2))
+    torch.testing.assert_close(network(windows), (recurrent + own) / 2)
 
 
-def block(inputs: int, outputs: int, *, instance_norm: bool = False) -> ResidualBlock:
-    return ResidualBlock(inputs, outputs, 3, 0.0, instance_norm=instance_norm)
+@pytest.mark.parametrize(
+    ("head", "taught"),
+    [(0, {"lstm", "norm", "attention", "head"}), (1, {"blocks", "convolution_head"})],
+)
+def test_each_of_two_heads_teaches_a_part_of_its_own(head: int, taught: set[str]) -> None:
+    torch.manual_seed(0)
+    network = small(convolution_head=True)
+    logits = network(torch.randn(2, 4, 12))
+    assert logits.shape == (2, 2, 3)
+    torch.autograd.backward(logits[:, head].square().sum())
+    learned = {
+        name for name, p in network.named_parameters() if p.grad is not None and p.grad.any()
+    }
+    assert {name.partition(".")[0] for name in learned} == taught
+
+
+def block(
+    inputs: int, outputs: int, *, instance_norm: bool = False, channel_noise: float = 0
+) -> ResidualBlock:
+    return ResidualBlock(
+        inputs, outputs, 3, 0.0, instance_norm=instance_norm, channel_noise=channel_noise
+    )
 
 
 def test_instance_norm_normalises_each_channel_over_time() -> None:
@@ -101,9 +124,10 @@ def test_instance_norm_normalises_each_channel_over_time() -> None:
     torch.testing.assert_close(own(windows), expected)
 
 
-def test_dropout_acts_in_training_alone() -> None:
+@pytest.mark.parametrize("noise", [{"dropout": 0.5}, {"channel_noise": 0.2}])
+def test_noise_acts_in_training_alone(noise: dict[str, float]) -> None:
     torch.manual_seed(0)
-    network, windows = small(), torch.randn(2, 4, 12)
+    network, windows = small(**({"dropout": 0.0} | noise)), torch.randn(2, 4, 12)
     assert not torch.equal(network(windows), network(windows))
     network.eval()
     assert torch.equal(network(windows), network(windows))

@@ -32,7 +32,7 @@ ARCHITECTURES = {
     "hybrid_cnn_lstm, other layers": {
         "model__hybrid_cnn_lstm__conv_channels": "16",
         "model__hybrid_cnn_lstm__normalization": "INSTANCE_NORM",
-        "model__hybrid_cnn_lstm__global_average_pooling": "true",
+        "model__hybrid_cnn_lstm__convolution_head": "true",
     },
     "linear": {"model__linear__pool_size": "2"},
     "inception_time": {"model__inception_time__depth": "3", "model__inception_time__filters": "4"},

@@ -128,6 +128,30 @@ def test_gradients_of_parts_add_up_to_that_of_the_batch(
         torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-6)
 
 
+def test_of_two_heads_the_loss_is_the_mean_and_the_verdict_the_mean_of_their_logits(
+    make_request: MakeRequest, make_prepared: MakePrepared
+) -> None:
+    two = {"model__hybrid_cnn_lstm__convolution_head": "true"}
+    setup = set_up(make_request(**EXACT, **two), make_prepared(), 1)
+    taken = setup.train.take(slice(32))
+    ((loss, weight, logits, _),) = set_gradients(setup, 0.1, taken.starts, taken.labels, 32)
+    heads = setup.replicas.one.model(setup.inputs[taken.starts])
+    sums = [
+        focal_loss(each, taken.labels, setup.weights, setup.gamma, 0.1) for each in heads.unbind(1)
+    ]
+    torch.testing.assert_close(loss, (sums[0][0] + sums[1][0]) / 2)
+    assert torch.equal(weight, sums[0][1])
+    torch.testing.assert_close(logits, setup.model.eval()(setup.inputs[taken.starts]))
+    expected = torch.autograd.grad(loss_of(sums), list(setup.replicas.one.model.parameters()))
+    for parameter, gradient in zip(setup.model.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
+
+
+def loss_of(sums: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """The mean of the heads' losses."""
+    return torch.stack([loss / weight for loss, weight in sums]).mean()
+
+
 def test_classes_that_lie_unevenly_in_the_parts_weigh_the_same(
     make_request: MakeRequest, make_prepared: MakePrepared
 ) -> None:

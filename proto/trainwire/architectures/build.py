@@ -52,8 +52,9 @@ def _hybrid_cnn_lstm(
         lstm_layers=sizes.lstm_layers,
         attention_heads=sizes.attention_heads,
         attention_head_size=sizes.attention_head_size,
-        global_average_pooling=sizes.global_average_pooling,
         instance_norm=sizes.normalization == training_pb2.NORMALIZATION_INSTANCE_NORM,
+        convolution_head=sizes.convolution_head,
+        channel_noise=sizes.channel_noise,
         dropout=model.dropout,
     )
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 from itertools import pairwise
 from math import gcd
 
-from torch import Tensor, cat, nn
+from torch import Tensor, nn, stack
 from torch.nn.functional import scaled_dot_product_attention
 
+from trainwire.architectures.channel_noise import ChannelNoise
 from trainwire.architectures.dropout import Dropout
 
 
 class HybridCnnLstm(nn.Module):
     """Residual Conv1d blocks over time, bidirectional LSTM, multi-head self-attention, mean, head.
 
-    Takes float32 [batch, features, time] and returns logits [batch, classes]. Features are the
-    channels of the convolutions, so the cost grows with time and features separately, not with
-    their product as a sequence. Every normalisation works within one sample (GroupNorm, Wu and He
+    Takes float32 [batch, features, time] and returns logits [batch, classes]; with two heads, in
+    training, [batch, 2, classes]: each learns by itself. Features are the channels of the
+    convolutions, so the cost grows with time and features separately, not with their product as a
+    sequence. Every normalisation works within one sample (GroupNorm, Wu and He
     2018, or InstanceNorm, Ulyanov et al. 2016; LayerNorm, Ba et al. 2016): a sample's logits do not
     depend on its batch.
 
@@ -31,9 +33,12 @@ class HybridCnnLstm(nn.Module):
         lstm_layers: stacked LSTM layers.
         attention_heads: heads of the self-attention.
         attention_head_size: size of each head's queries, keys and values.
-        global_average_pooling: the head takes the mean over time of the convolutions too, beside
-            that of the attention (as FCN beside the LSTM in Karim et al. 2018, LSTM-FCN).
         instance_norm: a convolution's channels are normalised each by itself, not in groups.
+        convolution_head: the mean over time of the convolutions has a head of its own (as FCN, Wang
+            et al. 2017; a loss for each head as in Lee et al. 2015, "Deeply-supervised nets"), and
+            the LSTM takes what they give without training them; logits are the mean of both
+            heads'. Else the LSTM, which learns few series by heart first, shapes what they learn.
+        channel_noise: standard deviation, after each normalisation.
         dropout: probability, in the convolution blocks and the head.
     """
 
@@ -50,15 +55,23 @@ class HybridCnnLstm(nn.Module):
         lstm_layers: int,
         attention_heads: int,
         attention_head_size: int,
-        global_average_pooling: bool,
         instance_norm: bool,
+        convolution_head: bool,
+        channel_noise: float,
         dropout: float,
     ) -> None:
         super().__init__()
         widths = [features] + [conv_channels] * conv_blocks
         self.blocks = nn.Sequential(
             *(
-                ResidualBlock(before, after, kernel_size, dropout, instance_norm=instance_norm)
+                ResidualBlock(
+                    before,
+                    after,
+                    kernel_size,
+                    dropout,
+                    instance_norm=instance_norm,
+                    channel_noise=channel_noise,
+                )
                 for before, after in pairwise(widths)
             )
         )
@@ -70,27 +83,41 @@ class HybridCnnLstm(nn.Module):
         width = 2 * lstm_hidden_size
         self.norm = nn.LayerNorm(width)
         self.attention = SelfAttention(width, attention_heads, attention_head_size)
-        self.global_average_pooling = global_average_pooling
-        if global_average_pooling:
-            width += conv_channels
-        self.head = nn.Sequential(nn.LayerNorm(width), Dropout(dropout), nn.Linear(width, classes))
+        self.head = _head(width, classes, dropout)
+        self.convolution_head = _head(conv_channels, classes, dropout) if convolution_head else None
 
     def forward(self, windows: Tensor) -> Tensor:
-        """Logits [batch, classes] of windows [batch, features, time]."""
-        shapes = self.blocks(windows)
+        """Logits of windows [batch, features, time]: [batch, classes], or of each head."""
+        shapes: Tensor = self.blocks(windows)
+        if self.convolution_head is None:
+            return self._recur(shapes)
+        own = self.convolution_head(shapes.mean(dim=2))
+        logits = stack([self._recur(shapes.detach()), own], dim=1)
+        return logits if self.training else logits.mean(dim=1)
+
+    def _recur(self, shapes: Tensor) -> Tensor:
+        """[batch, channels, time] -> logits [batch, classes] of LSTM and attention."""
         states = self.norm(self.lstm(self.pool(shapes).transpose(1, 2))[0])
-        summary = self.attention(states).mean(dim=1)
-        if self.global_average_pooling:
-            summary = cat([summary, shapes.mean(dim=2)], dim=1)
-        logits: Tensor = self.head(summary)
+        logits: Tensor = self.head(self.attention(states).mean(dim=1))
         return logits
 
 
+def _head(width: int, classes: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(nn.LayerNorm(width), Dropout(dropout), nn.Linear(width, classes))
+
+
 class ResidualBlock(nn.Module):
-    """Convolution, normalisation, GELU and dropout, added to the input; the length stays."""
+    """Convolution, normalisation, noise, GELU and dropout, added to the input; the length stays."""
 
     def __init__(
-        self, inputs: int, outputs: int, kernel_size: int, dropout: float, *, instance_norm: bool
+        self,
+        inputs: int,
+        outputs: int,
+        kernel_size: int,
+        dropout: float,
+        *,
+        instance_norm: bool,
+        channel_noise: float,
     ) -> None:
         super().__init__()
         # With a group for each channel it is InstanceNorm.
@@ -98,6 +125,7 @@ class ResidualBlock(nn.Module):
         self.body = nn.Sequential(
             nn.Conv1d(inputs, outputs, kernel_size, padding="same"),
             nn.GroupNorm(groups, outputs),
+            ChannelNoise(channel_noise),
             nn.GELU(),
             Dropout(dropout),
         )

@@ -59,9 +59,10 @@ def _hybrid_cnn_lstm(
     sizes = model.hybrid_cnn_lstm
     width, steps = 2 * sizes.lstm_hidden_size, -(-time // min(sizes.pool_size, time))
     mixed = sizes.attention_heads * sizes.attention_head_size
-    summary = width + (sizes.conv_channels if sizes.global_average_pooling else 0)
-    # LayerNorm has two values for each of the width.
-    after = 2 * width + _attention(width, mixed) + 2 * summary + _linear_layer(summary, classes)
+    heads = _head(width, classes)
+    if sizes.convolution_head:
+        heads += _head(sizes.conv_channels, classes)
+    after = 2 * width + _attention(width, mixed) + heads
     return Sizes(
         parameters=_residual_blocks(sizes, features) + _lstm(sizes) + after,
         # Input, output and normalised output of each block's convolution; the states; query, key,
@@ -87,6 +88,11 @@ def _lstm(sizes: training_pb2.HybridCnnLstm) -> int:
         return 2 * 4 * hidden * (inputs + hidden + 2)
 
     return layer(sizes.conv_channels) + (sizes.lstm_layers - 1) * layer(2 * hidden)
+
+
+def _head(width: int, classes: int) -> int:
+    # LayerNorm has two values for each of the width.
+    return 2 * width + _linear_layer(width, classes)
 
 
 def _attention(width: int, mixed: int) -> int:

@@ -995,8 +995,9 @@ class HybridCnnLstm(google.protobuf.message.Message):
     LSTM_LAYERS_FIELD_NUMBER: builtins.int
     ATTENTION_HEADS_FIELD_NUMBER: builtins.int
     ATTENTION_HEAD_SIZE_FIELD_NUMBER: builtins.int
-    GLOBAL_AVERAGE_POOLING_FIELD_NUMBER: builtins.int
     NORMALIZATION_FIELD_NUMBER: builtins.int
+    CONVOLUTION_HEAD_FIELD_NUMBER: builtins.int
+    CHANNEL_NOISE_FIELD_NUMBER: builtins.int
     conv_blocks: builtins.int
     conv_channels: builtins.int
     kernel_size: builtins.int
@@ -1005,8 +1006,9 @@ class HybridCnnLstm(google.protobuf.message.Message):
     lstm_layers: builtins.int
     attention_heads: builtins.int
     attention_head_size: builtins.int
-    global_average_pooling: builtins.bool
     normalization: global___Normalization.ValueType
+    convolution_head: builtins.bool
+    channel_noise: builtins.float
     def __init__(
         self,
         *,
@@ -1018,21 +1020,24 @@ class HybridCnnLstm(google.protobuf.message.Message):
         lstm_layers: builtins.int | None = ...,
         attention_heads: builtins.int | None = ...,
         attention_head_size: builtins.int | None = ...,
-        global_average_pooling: builtins.bool | None = ...,
         normalization: global___Normalization.ValueType | None = ...,
+        convolution_head: builtins.bool | None = ...,
+        channel_noise: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_attention_head_size", b"_attention_head_size", "_attention_heads", b"_attention_heads", "_conv_blocks", b"_conv_blocks", "_conv_channels", b"_conv_channels", "_global_average_pooling", b"_global_average_pooling", "_kernel_size", b"_kernel_size", "_lstm_hidden_size", b"_lstm_hidden_size", "_lstm_layers", b"_lstm_layers", "_normalization", b"_normalization", "_pool_size", b"_pool_size", "attention_head_size", b"attention_head_size", "attention_heads", b"attention_heads", "conv_blocks", b"conv_blocks", "conv_channels", b"conv_channels", "global_average_pooling", b"global_average_pooling", "kernel_size", b"kernel_size", "lstm_hidden_size", b"lstm_hidden_size", "lstm_layers", b"lstm_layers", "normalization", b"normalization", "pool_size", b"pool_size"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_attention_head_size", b"_attention_head_size", "_attention_heads", b"_attention_heads", "_conv_blocks", b"_conv_blocks", "_conv_channels", b"_conv_channels", "_global_average_pooling", b"_global_average_pooling", "_kernel_size", b"_kernel_size", "_lstm_hidden_size", b"_lstm_hidden_size", "_lstm_layers", b"_lstm_layers", "_normalization", b"_normalization", "_pool_size", b"_pool_size", "attention_head_size", b"attention_head_size", "attention_heads", b"attention_heads", "conv_blocks", b"conv_blocks", "conv_channels", b"conv_channels", "global_average_pooling", b"global_average_pooling", "kernel_size", b"kernel_size", "lstm_hidden_size", b"lstm_hidden_size", "lstm_layers", b"lstm_layers", "normalization", b"normalization", "pool_size", b"pool_size"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_attention_head_size", b"_attention_head_size", "_attention_heads", b"_attention_heads", "_channel_noise", b"_channel_noise", "_conv_blocks", b"_conv_blocks", "_conv_channels", b"_conv_channels", "_convolution_head", b"_convolution_head", "_kernel_size", b"_kernel_size", "_lstm_hidden_size", b"_lstm_hidden_size", "_lstm_layers", b"_lstm_layers", "_normalization", b"_normalization", "_pool_size", b"_pool_size", "attention_head_size", b"attention_head_size", "attention_heads", b"attention_heads", "channel_noise", b"channel_noise", "conv_blocks", b"conv_blocks", "conv_channels", b"conv_channels", "convolution_head", b"convolution_head", "kernel_size", b"kernel_size", "lstm_hidden_size", b"lstm_hidden_size", "lstm_layers", b"lstm_layers", "normalization", b"normalization", "pool_size", b"pool_size"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_attention_head_size", b"_attention_head_size", "_attention_heads", b"_attention_heads", "_channel_noise", b"_channel_noise", "_conv_blocks", b"_conv_blocks", "_conv_channels", b"_conv_channels", "_convolution_head", b"_convolution_head", "_kernel_size", b"_kernel_size", "_lstm_hidden_size", b"_lstm_hidden_size", "_lstm_layers", b"_lstm_layers", "_normalization", b"_normalization", "_pool_size", b"_pool_size", "attention_head_size", b"attention_head_size", "attention_heads", b"attention_heads", "channel_noise", b"channel_noise", "conv_blocks", b"conv_blocks", "conv_channels", b"conv_channels", "convolution_head", b"convolution_head", "kernel_size", b"kernel_size", "lstm_hidden_size", b"lstm_hidden_size", "lstm_layers", b"lstm_layers", "normalization", b"normalization", "pool_size", b"pool_size"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_attention_head_size", b"_attention_head_size"]) -> typing.Literal["attention_head_size"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_attention_heads", b"_attention_heads"]) -> typing.Literal["attention_heads"] | None: ...
     @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_channel_noise", b"_channel_noise"]) -> typing.Literal["channel_noise"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_conv_blocks", b"_conv_blocks"]) -> typing.Literal["conv_blocks"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_conv_channels", b"_conv_channels"]) -> typing.Literal["conv_channels"] | None: ...
     @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_global_average_pooling", b"_global_average_pooling"]) -> typing.Literal["global_average_pooling"] | None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_convolution_head", b"_convolution_head"]) -> typing.Literal["convolution_head"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_kernel_size", b"_kernel_size"]) -> typing.Literal["kernel_size"] | None: ...
     @typing.overload

@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from trainwire.architectures.channel_noise import ChannelNoise
 from trainwire.architectures.dropout import Dropout
 
 _SMALLEST_PART = 16
@@ -92,6 +93,6 @@ def _replicate(model: nn.Module, generator: torch.Generator | None) -> Replica:
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     replica = copy.deepcopy(model, shared).train()
     for module in replica.modules():
-        if isinstance(module, Dropout):
+        if isinstance(module, (ChannelNoise, Dropout)):
             module.generator = generator
     return Replica(replica, generator)

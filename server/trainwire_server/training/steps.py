@@ -20,6 +20,8 @@ from trainwire_server.training.setup import Setup
 Part = tuple[Tensor, Tensor, Tensor, Tensor]
 """Numerator and denominator of the loss, logits, labels: what `Tally.add` takes; no gradients."""
 
+_DIMENSIONS_WITH_HEADS = 3
+"""Of logits [batch, heads, classes]; else they are [batch, classes]."""
 _Differentiated = tuple[Part, Sequence[Tensor]]
 _T = TypeVar("_T")
 
@@ -112,17 +114,26 @@ def differentiate(
     gradients = torch.autograd.grad(loss / whole, list(replica.model.parameters()))
     if mixed is not None:
         labels = torch.where(mixed.shares >= 0.5, labels, mixed.labels)
-    return (loss.detach(), weight, logits.detach(), labels), gradients
+    return (loss.detach(), weight, _verdict(logits.detach()), labels), gradients
 
 
 def _training_loss(
     setup: Setup, smoothing: float, logits: Tensor, labels: Tensor, mixed: Mixed | None
 ) -> tuple[Tensor, Tensor]:
+    """Numerator and denominator of the loss; of a network with heads, the mean of theirs."""
+    if logits.dim() == _DIMENSIONS_WITH_HEADS:
+        heads = [_training_loss(setup, smoothing, each, labels, mixed) for each in logits.unbind(1)]
+        return torch.stack([loss for loss, _ in heads]).mean(), heads[0][1]
     if mixed is None:
         return focal_loss(logits, labels, setup.weights, setup.gamma, smoothing)
     return mixed_focal_loss(
         logits, labels, mixed.labels, mixed.shares, setup.weights, setup.gamma, smoothing
     )
+
+
+def _verdict(logits: Tensor) -> Tensor:
+    """[batch, classes], as the network has it when it does not train."""
+    return logits.mean(dim=1) if logits.dim() == _DIMENSIONS_WITH_HEADS else logits
 
 
 def add_gradients(model: nn.Module, gradients: Sequence[Tensor]) -> None:

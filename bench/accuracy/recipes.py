@@ -61,14 +61,15 @@ HYBRID: Settings = _ALL_EPOCHS | {
     "model.hybrid_cnn_lstm.kernel_size": "9",
     "model.hybrid_cnn_lstm.normalization": "INSTANCE_NORM",
     "model.hybrid_cnn_lstm.pool_size": "4",
-    "model.hybrid_cnn_lstm.global_average_pooling": "true",
+    "model.hybrid_cnn_lstm.convolution_head": "true",
+    "model.hybrid_cnn_lstm.channel_noise": "0.2",
     "model.dropout": "0.1",
     "trainer.learning_rate": "0.001",
     "trainer.batch_size": "8",
     "trainer.epochs": "200",
 }
 """The default network on small training sets."""
-HYBRID_STEPS = 1500
+HYBRID_STEPS = 3000
 """What it takes at least: of few series that is more epochs."""
 
 SMALL_HYBRID: Settings = {

@@ -85,13 +85,15 @@ def test_equal_runs_are_bit_equal(precision: str, tmp_path: Path) -> None:
     assert one.read_bytes() == two.read_bytes()
 
 
-@pytest.mark.parametrize("mixup", [0, 0.4])
+@pytest.mark.parametrize(("mixup", "heads"), [(0, 1), (0.4, 1), (0.4, 2)])
 @pytest.mark.parametrize("precision", ["FP32", "BF16"])
 def test_graphs_give_the_bits_of_single_kernels(
-    precision: str, mixup: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    precision: str, mixup: float, heads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request, replays, capture = _request(precision), [], graphs.capture
     request.trainer.mixup_alpha = mixup
+    request.model.hybrid_cnn_lstm.convolution_head = heads == 2
+    request.model.hybrid_cnn_lstm.channel_noise = 0.2 if heads == 2 else 0
 
     def count(step: Step) -> Step:
         replay = capture(step)

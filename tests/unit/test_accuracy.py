@@ -163,9 +163,9 @@ def test_every_recipe_is_a_request_that_keeps_the_contract() -> None:
         assert request.trainer.seed == 3
 
 
-@pytest.mark.parametrize(("series", "epochs"), [(500, "200"), (60, "200"), (25, "375")])
+@pytest.mark.parametrize(("series", "epochs"), [(500, "200"), (120, "200"), (25, "750")])
 def test_few_series_are_seen_more_often(series: int, epochs: str) -> None:
-    """By the hybrid, which takes 1,500 batches of 8 at least."""
+    """By the hybrid, which takes 3,000 batches of 8 at least."""
     assert recipes.literature("hybrid_cnn_lstm", series)["trainer.epochs"] == epochs
 
 

@@ -119,23 +119,23 @@ or with a dropout of their own of 0.8 (as LSTM-FCN has it), and the mean of the 
 normalised by itself before the head were not better on most. BatchNorm without LSTM had 90 on
 FaceAll, where that recipe had 80.
 
-The fifth round asked why, on FaceAll first. What BatchNorm adds there is its noise: convolutions
-alone, of the same seed, had 91.0 with BatchNorm, 87.5 with InstanceNorm and noise of 0.2 on whole
-channels (`channel_noise`), 88.2 without normalisation but with that noise and initial statistics;
-without noise the latter two had 80 and 77 with another seed. Beside the LSTM the noise gained
-nothing (79.9), nor did smaller LSTMs (70.6 with 4 units, 63.7 with 2), leaving the LSTM out for
-half of the samples (79.9), or an LSTM on the series themselves with a dropout of its own (74.8): it
-learns the series by heart first, and what the convolutions then still learn serves it. Given a head
-and a loss each, with the convolutions taught by their own alone (`convolution_head`), the two had
-88.8; 80.6 where the LSTM's loss teaches the convolutions too, and 85.7 where it takes the series
-themselves, but then 82.4 instead of 93.1 on DiatomSizeReduction. Beside the recipe before, both
-together gained -2.3 points on Freezer, 5.4 on FaceAll, 2.5 on Fungi, 3.6 on DiatomSizeReduction,
-4.1 and -3.2 on ElectricDevices (50 and 400 series), -1.4 on Crop, -0.6 on Chinatown and none on
-BME, 0.9 in the mean, of one or two seeds each; twice the steps then gained 5.5 on Freezer, 2.4 on
-FaceAll, 1.1 and 0.8 on ElectricDevices, none on DiatomSizeReduction (one seed). All three were
-taken. Not better on most: noise of 0.1 and 0.35, six blocks, mixup, dropout of whole channels; a
-moving average of the weights had the same figures as the weights themselves, within 0.2 points
-nearly everywhere.
+The fifth round asked why, on FaceAll first. Most of what BatchNorm adds there is its noise:
+convolutions alone, of the same seed, had 91.0 with BatchNorm, 87.5 with InstanceNorm and noise of
+0.2 on whole channels (`channel_noise`), 88.2 without normalisation but with that noise and initial
+statistics; without noise the latter two had 80 and 77 with another seed. Beside the LSTM the noise
+gained nothing (79.9), nor did smaller LSTMs (70.6 with 4 units, 63.7 with 2), leaving the LSTM out
+for half of the samples (79.9), or an LSTM on the series themselves with a dropout of its own
+(74.8): it learns the series by heart first, and what the convolutions then still learn serves it.
+Given a head and a loss each, with the convolutions taught by their own alone (`convolution_head`),
+the two had 88.8; 80.6 where the LSTM's loss teaches the convolutions too, and 85.7 where it takes
+the series themselves, but then 82.4 instead of 93.1 on DiatomSizeReduction. Beside the recipe
+before, both together gained -2.3 points on Freezer, 5.4 on FaceAll, 2.5 on Fungi, 3.6 on
+DiatomSizeReduction, 4.1 and -3.2 on ElectricDevices (50 and 400 series), -1.4 on Crop, -0.6 on
+Chinatown and none on BME, 0.9 in the mean, of one or two seeds each; twice the steps then gained
+5.5 on Freezer, 2.4 on FaceAll, 1.1 and 0.8 on ElectricDevices, none on DiatomSizeReduction (one
+seed). All three were taken. Not better on most: noise of 0.1 and 0.35, six blocks, mixup, dropout
+of whole channels; a moving average of the weights had the same figures as the weights themselves,
+within 0.2 points nearly everywhere.
 
 What the tables then showed, and nothing was chosen by: beside the recipe before, in the mean of
 three seeds each, ArrowHead 70.9 to 84.0, DistalPhalanxOutlineAgeGroup 70.3 to 75.3, FaceFour 86.7

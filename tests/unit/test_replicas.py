@@ -79,10 +79,14 @@ def test_an_error_comes_when_all_parts_have_ended(split: Setup) -> None:
     assert ended == [[2, 3]]
 
 
+@pytest.mark.parametrize("noise", [
+    {"model__dropout": "0.4"},
+    {"model__dropout": "0", "model__hybrid_cnn_lstm__channel_noise": "0.3"},
+])  # fmt: skip
 def test_replicas_share_weights_and_draw_for_themselves(
-    make_request: MakeRequest, make_prepared: MakePrepared
+    noise: dict[str, str], make_request: MakeRequest, make_prepared: MakePrepared
 ) -> None:
-    setup = set_up(make_request(), make_prepared(), 2)
+    setup = set_up(make_request(**noise), make_prepared(), 2)
     replicas = setup.replicas.map(lambda replica, _: replica, torch.arange(2))
     for replica in replicas:
         pairs = zip(replica.model.parameters(), setup.model.parameters(), strict=True)
@@ -90,10 +94,15 @@ def test_replicas_share_weights_and_draw_for_themselves(
         assert replica.model.training
     assert not setup.model.training
     windows = setup.windows[setup.train.starts[:8]]
-    for generator, seed in zip(setup.replicas.generators, (1, 2), strict=True):
-        generator.manual_seed(seed)
-    one, other = (replica.model(windows) for replica in replicas)
+    logits = []
+    for seeds in ((1, 2), (2, 1)):
+        for generator, seed in zip(setup.replicas.generators, seeds, strict=True):
+            generator.manual_seed(seed)
+        logits.append([replica.model(windows) for replica in replicas])
+    (one, other), (other_again, one_again) = logits
     assert not torch.equal(one, other)
+    assert torch.equal(one, one_again)
+    assert torch.equal(other, other_again)
 
 
 @pytest.mark.parametrize(("threads", "batch", "parts", "inner"), [

@@ -106,12 +106,8 @@ def test_each_of_two_heads_teaches_a_part_of_its_own(head: int, taught: set[str]
     assert {name.partition(".")[0] for name in learned} == taught
 
 
-def block(
-    inputs: int, outputs: int, *, instance_norm: bool = False, channel_noise: float = 0
-) -> ResidualBlock:
-    return ResidualBlock(
-        inputs, outputs, 3, 0.0, instance_norm=instance_norm, channel_noise=channel_noise
-    )
+def block(inputs: int, outputs: int, *, instance_norm: bool = False) -> ResidualBlock:
+    return ResidualBlock(inputs, outputs, 3, 0.0, instance_norm=instance_norm, channel_noise=0)
 
 
 def test_instance_norm_normalises_each_channel_over_time() -> None:

@@ -139,17 +139,13 @@ def test_of_two_heads_the_loss_is_the_mean_and_the_verdict_the_mean_of_their_log
     sums = [
         focal_loss(each, taken.labels, setup.weights, setup.gamma, 0.1) for each in heads.unbind(1)
     ]
-    torch.testing.assert_close(loss, (sums[0][0] + sums[1][0]) / 2)
+    mean = (sums[0][0] + sums[1][0]) / 2
+    torch.testing.assert_close(loss, mean)
     assert torch.equal(weight, sums[0][1])
     torch.testing.assert_close(logits, setup.model.eval()(setup.inputs[taken.starts]))
-    expected = torch.autograd.grad(loss_of(sums), list(setup.replicas.one.model.parameters()))
+    expected = torch.autograd.grad(mean / weight, list(setup.replicas.one.model.parameters()))
     for parameter, gradient in zip(setup.model.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
-
-
-def loss_of(sums: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """The mean of the heads' losses."""
-    return torch.stack([loss / weight for loss, weight in sums]).mean()
 
 
 def test_classes_that_lie_unevenly_in_the_parts_weigh_the_same(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from trainwire.architectures.noise import Noise
 
 
-class ChannelNoise(nn.Module):
+class ChannelNoise(Noise):
     """Each channel of each sample times 1 + e and plus f, both normal; in training alone.
 
     BatchNorm's means and deviations are those of a small sample, which does to each channel what
@@ -15,16 +17,11 @@ class ChannelNoise(nn.Module):
 
     Args:
         deviation: standard deviation of e and f, in units of a normalised channel.
-
-    Attributes:
-        generator: where random numbers come from on a CPU, the same thread's alone; None for
-            torch's own. A GPU draws from torch's.
     """
 
     def __init__(self, deviation: float) -> None:
         super().__init__()
         self.deviation = deviation
-        self.generator: torch.Generator | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, channels, time] -> the same shape."""

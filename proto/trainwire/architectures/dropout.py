@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import dropout
+
+from trainwire.architectures.noise import Noise
 
 _STEPS = 2**16
 
 
-class Dropout(nn.Module):
+class Dropout(Noise):
     """`torch.nn.Dropout` (Srivastava et al. 2014) with a generator of its own.
 
     On a CPU torch draws a double for each value, one after the other, which took 15 % of a training
@@ -17,16 +19,11 @@ class Dropout(nn.Module):
 
     Args:
         p: probability that a value becomes 0, to the nearest of 65,536 steps; at most 0.9.
-
-    Attributes:
-        generator: where random numbers come from on a CPU, the same thread's alone; None for
-            torch's own. A GPU draws from torch's.
     """
 
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
-        self.generator: torch.Generator | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` with some values 0 and the others larger by 1 / (1 - p), of the same shape."""

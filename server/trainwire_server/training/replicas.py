@@ -11,8 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from trainwire.architectures.channel_noise import ChannelNoise
-from trainwire.architectures.dropout import Dropout
+from trainwire.architectures.noise import Noise
 
 _SMALLEST_PART = 16
 """Windows that are worth a thread of their own."""
@@ -93,6 +92,6 @@ def _replicate(model: nn.Module, generator: torch.Generator | None) -> Replica:
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     replica = copy.deepcopy(model, shared).train()
     for module in replica.modules():
-        if isinstance(module, (ChannelNoise, Dropout)):
+        if isinstance(module, Noise):
             module.generator = generator
     return Replica(replica, generator)
